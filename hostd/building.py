@@ -6,8 +6,10 @@ cffi's own setuptools hook (`cffi_modules`) can be given in a setup.py only; thi
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -47,9 +49,11 @@ def main(names: list[str]) -> None:
     """Build the named extensions in place, beside their build scripts."""
     root = Path(__file__).resolve().parent.parent
     declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    for extension in declared:
-        if not names or extension["name"] in names:
-            load_builder(str(root / extension["sources"][0])).compile(tmpdir=str(root), verbose=False)
+    with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
+        # Elsewhere, because cffi would take the project's own pyproject.toml for a description of this one extension.
+        for extension in declared:
+            if not names or extension["name"] in names:
+                load_builder(str(root / extension["sources"][0])).compile(tmpdir=str(root), verbose=False)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,173 @@
+/* calls.c: see calls.h. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/kvm.h>
+#include <linux/membarrier.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "guest_abi.h"
+#include "calls.h"
+#include "run.h"
+
+enum { EVENTS = 64 };
+static const uint64_t NS = 1000000000;
+
+static uint64_t clock_ns(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return (uint64_t)now.tv_sec * NS + (uint64_t)now.tv_nsec;
+}
+
+/* Registers every bell, and the kick, in a new epoll set. Returns 0, or -errno with nothing left open. */
+int calls_open(struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count) {
+    if (count > CALLS_BELLS)
+        return -E2BIG;
+    calls->page = page;
+    calls->console_fd = console_fd;
+    calls->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (calls->epoll_fd < 0)
+        return -errno;
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = CALLS_KICK};
+    int failed = epoll_ctl(calls->epoll_fd, EPOLL_CTL_ADD, kick_fd, &event);
+    for (uint32_t i = 0; i < count && !failed; i++) {
+        /* Edge-triggered and never read: a bell may have any number of waiters, and each hears every ring. */
+        event = (struct epoll_event){.events = EPOLLIN | EPOLLET, .data.u64 = i};
+        failed = epoll_ctl(calls->epoll_fd, EPOLL_CTL_ADD, bells[i], &event);
+    }
+    if (failed) {
+        int error = -errno;
+        calls_close(calls);
+        return error;
+    }
+    calls->bells = count;
+    return 0;
+}
+
+void calls_close(struct guest_calls *calls) {
+    close(calls->epoll_fd);
+    calls->epoll_fd = -1;
+}
+
+static int console(struct guest_calls *calls, struct guest_call *page) {
+    uint64_t size = page->args[0];
+    if (size > GUEST_CALL_DATA)
+        return GUEST_EINVAL;
+    for (uint64_t done = 0; done < size;) {
+        ssize_t written = write(calls->console_fd, page->data + done, size - done);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            break; /* A full disk costs the guest its log, not its life. */
+        done += (uint64_t)written;
+    }
+    calls->console_bytes += size;
+    calls->console_left = size < calls->console_left ? calls->console_left - size : 0;
+    return GUEST_OK;
+}
+
+/* Makes other processes' barriers reach this one's CPUs. Returns 0, or -errno where the kernel has no membarrier. */
+int fence_register(void) {
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) ? -errno : 0;
+}
+
+static int fence(void) {
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0)
+        atomic_thread_fence(memory_order_seq_cst); /* Then the channels are SHM_FENCED, and this is enough. */
+    return GUEST_OK;
+}
+
+/* Moves what rang into calls->pending. `wait_ns` < 0: no limit. Returns 1 when the vCPU was kicked, else 0. */
+static int collect(struct guest_calls *calls, int64_t wait_ns) {
+    struct epoll_event events[EVENTS];
+    struct timespec limit = {.tv_sec = wait_ns / (int64_t)NS, .tv_nsec = wait_ns % (int64_t)NS};
+    int kicked = 0, count;
+    do {
+        count = (int)syscall(SYS_epoll_pwait2, calls->epoll_fd, events, EVENTS, wait_ns < 0 ? NULL : &limit, NULL, 0);
+        if (count < 0)
+            return errno == EINTR; /* The stop signal. */
+        for (int i = 0; i < count; i++) {
+            if (events[i].data.u64 == CALLS_KICK)
+                kicked = 1;
+            else
+                calls->pending[events[i].data.u64 / 64] |= 1ull << (events[i].data.u64 % 64);
+        }
+        limit = (struct timespec){0};
+        wait_ns = 0;
+    } while (count == EVENTS);
+    return kicked;
+}
+
+/* Takes the listed bells out of calls->pending; bit i of the result: bell i of the list rang. */
+static uint64_t take(struct guest_calls *calls, const uint32_t *bells, uint64_t count) {
+    uint64_t rang = 0;
+    for (uint64_t i = 0; i < count; i++) {
+        uint64_t *word = &calls->pending[bells[i] / 64], bit = 1ull << (bells[i] % 64);
+        if (*word & bit)
+            rang |= 1ull << i;
+    }
+    for (uint64_t i = 0; i < count; i++)
+        calls->pending[bells[i] / 64] &= ~(1ull << (bells[i] % 64));
+    return rang;
+}
+
+/* Checked: the number of bells, each bell's number; the limit is cut to what a signed 64-bit holds. */
+static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *up) {
+    uint64_t limit = page->args[0], count = page->args[1], rang;
+    uint32_t bells[GUEST_WAIT_BELLS];
+    if (count > GUEST_WAIT_BELLS)
+        return GUEST_EINVAL;
+    memcpy(bells, page->data, count * sizeof *bells);
+    for (uint64_t i = 0; i < count; i++)
+        if (bells[i] >= calls->bells)
+            return GUEST_EINVAL;
+    calls->waits++;
+    uint64_t start = clock_ns(CLOCK_MONOTONIC);
+    int no_limit = limit > (uint64_t)INT64_MAX;
+    *up = collect(calls, 0); /* A bell that rang in the meantime, without a sleep. */
+    while (!(rang = take(calls, bells, count)) && !*up) {
+        uint64_t spent = clock_ns(CLOCK_MONOTONIC) - start;
+        if (!no_limit && spent >= limit)
+            break;
+        *up = collect(calls, no_limit ? -1 : (int64_t)(limit - spent));
+    }
+    page->args[0] = rang;
+    return GUEST_OK;
+}
+
+/* The exit handler given to the run loop. Checked: direction, width and count of the port access. */
+int calls_exit(void *context, struct kvm_run *run) {
+    struct guest_calls *calls = context;
+    if (run->exit_reason != KVM_EXIT_IO || run->io.port != GUEST_PORT_CALL || run->io.direction != KVM_EXIT_IO_OUT ||
+        run->io.size != 4 || run->io.count != 1)
+        return VCPU_UP;
+    struct guest_call *page = calls->page;
+    int up = 0;
+    switch (page->number) {
+    case GUEST_CALL_EXIT:
+    case GUEST_CALL_REPORT:
+        return VCPU_UP;
+    case GUEST_CALL_CONSOLE:
+        page->result = console(calls, page);
+        up = calls->console_left == 0;
+        break;
+    case GUEST_CALL_TIME:
+        page->args[0] = clock_ns(CLOCK_MONOTONIC);
+        page->args[1] = clock_ns(CLOCK_REALTIME);
+        page->result = GUEST_OK;
+        break;
+    case GUEST_CALL_FENCE:
+        page->result = fence();
+        break;
+    case GUEST_CALL_WAIT:
+        page->result = wait_bells(calls, page, &up);
+        break;
+    default:
+        page->result = GUEST_ENOSYS;
+    }
+    return up ? VCPU_UP : VCPU_HANDLED;
+}
