@@ -6,15 +6,14 @@ cffi's own setuptools hook (`cffi_modules`) can be given in a setup.py only; thi
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
+import os
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 from typing import Any
 
-from setuptools import Extension
+from setuptools import Distribution, Extension
 from setuptools.command.build_ext import build_ext
 
 
@@ -46,14 +45,15 @@ class BuildExt(build_ext):
 
 
 def main(names: list[str]) -> None:
-    """Build the named extensions in place, beside their build scripts."""
-    root = Path(__file__).resolve().parent.parent
-    declared = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["ext-modules"]
-    with tempfile.TemporaryDirectory() as elsewhere, contextlib.chdir(elsewhere):
-        # Elsewhere, because cffi would take the project's own pyproject.toml for a description of this one extension.
-        for extension in declared:
-            if not names or extension["name"] in names:
-                load_builder(str(root / extension["sources"][0])).compile(tmpdir=str(root), verbose=False)
+    """Build the named extensions (all, if none is named) in place, beside their build scripts."""
+    os.chdir(Path(__file__).resolve().parent.parent)
+    distribution = Distribution({"script_name": "building.py"})
+    distribution.parse_config_files()
+    distribution.ext_modules = [e for e in distribution.ext_modules or [] if not names or e.name in names]
+    with tempfile.TemporaryDirectory() as temporary:
+        command = distribution.get_command_obj("build_ext")
+        command.inplace, command.build_temp = True, temporary
+        distribution.run_command("build_ext")
 
 
 if __name__ == "__main__":
