@@ -1,0 +1,102 @@
+/*
+ * pingpong.c: two guests bounce a message; `ping` measures, `pong` answers.
+ *
+ * Arguments: ping|pong [rounds] [size] [spin|sleep]. Channels: ping (ping sends), pong (pong sends).
+ * Reports of ping: rtt_ns_p50 and other percentiles, over `rounds` round trips after a tenth as many to warm up.
+ */
+#include "guest.h"
+
+static struct channel to, from;
+static unsigned char message[65536];
+
+/* Percentiles of a sample that is sorted in place (heapsort: no memory, no worst case). */
+static void sift(uint32_t *v, size_t root, size_t end) {
+    for (size_t child; (child = 2 * root + 1) < end; root = child) {
+        if (child + 1 < end && v[child] < v[child + 1])
+            child++;
+        if (v[root] >= v[child])
+            return;
+        uint32_t held = v[root];
+        v[root] = v[child];
+        v[child] = held;
+    }
+}
+
+static void sort(uint32_t *v, size_t count) {
+    for (size_t i = count / 2; i-- > 0;)
+        sift(v, i, count);
+    for (size_t end = count; end-- > 1;) {
+        uint32_t held = v[0];
+        v[0] = v[end];
+        v[end] = held;
+        sift(v, 0, end);
+    }
+}
+
+static void report_percentile(const char *name, const uint32_t *sorted, size_t count, unsigned per_mille) {
+    report(name, guest_ticks_to_ns(sorted[(count - 1) * per_mille / 1000]));
+}
+
+/* One round trip: the answer carries the number that was sent. */
+static void bounce(size_t size, uint64_t number) {
+    memcpy(message, &number, sizeof number);
+    channel_must(&to, channel_send(&to, message, size, GUEST_NO_LIMIT));
+    channel_must(&from, channel_receive(&from, message, sizeof message, GUEST_NO_LIMIT));
+    uint64_t answer;
+    memcpy(&answer, message, sizeof answer);
+    if (answer != number)
+        guest_fail("sent message %lu, got %lu back", number, answer);
+}
+
+static int ping(size_t rounds, size_t size) {
+    uint32_t *ticks = guest_alloc(rounds * sizeof *ticks, 64);
+    if (!ticks)
+        guest_fail("no memory for %zu samples; give this guest more memory", rounds);
+    for (size_t i = 0; i < rounds / 10; i++)
+        bounce(size, i);
+    uint64_t start = guest_ticks(), before = start;
+    for (size_t i = 0; i < rounds; i++) {
+        bounce(size, i);
+        uint64_t now = guest_ticks();
+        ticks[i] = now - before < UINT32_MAX ? (uint32_t)(now - before) : UINT32_MAX;
+        before = now;
+    }
+    uint64_t all = guest_ticks_to_ns(before - start);
+    sort(ticks, rounds);
+    report("rounds", rounds);
+    report("size", size);
+    report("rtt_ns_mean", (double)all / (double)rounds);
+    report_percentile("rtt_ns_p50", ticks, rounds, 500);
+    report_percentile("rtt_ns_p99", ticks, rounds, 990);
+    report_percentile("rtt_ns_max", ticks, rounds, 1000);
+    guest_print("%zu round trips of %zu bytes, median %lu ns\n", rounds, size, guest_ticks_to_ns(ticks[rounds / 2]));
+    channel_close(&to);
+    return 0;
+}
+
+static int pong(void) {
+    uint64_t count = 0;
+    for (;; count++) {
+        int64_t size = channel_receive(&from, message, sizeof message, GUEST_NO_LIMIT);
+        if (size == CHANNEL_CLOSED)
+            break;
+        channel_must(&from, size);
+        channel_must(&to, channel_send(&to, message, (size_t)size, GUEST_NO_LIMIT));
+    }
+    report("answered", count);
+    return 0;
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2)
+        guest_fail("usage: %s ping|pong [rounds] [size] [spin|sleep]", argv[0]);
+    int pinging = strcmp(argv[1], "ping") == 0;
+    size_t rounds = argc > 2 ? strtoul(argv[2], NULL, 10) : 200000;
+    size_t size = argc > 3 ? strtoul(argv[3], NULL, 10) : 64;
+    if (!rounds || size < sizeof(uint64_t) || size > sizeof message)
+        guest_fail("rounds must be positive and size %zu to %zu bytes", sizeof(uint64_t), sizeof message);
+    channel_must_open(&to, pinging ? "ping" : "pong");
+    channel_must_open(&from, pinging ? "pong" : "ping");
+    channel_spin(&from, argc > 4 && strcmp(argv[4], "sleep") == 0 ? 0 : CHANNEL_SPIN_ALWAYS);
+    return pinging ? ping(rounds, size) : pong();
+}

@@ -1,0 +1,91 @@
+/*
+ * guest.h: what a unikernel guest's program can use. Include this one; build with `hostd build prog.c -o prog.elf`.
+ *
+ * A program is an ordinary C program with a main(): the return value is the guest's exit code. There is no libc; what is
+ * below is all there is, and a guest that needs a system call is in the wrong place. One thread, one vCPU.
+ */
+#ifndef GUEST_H
+#define GUEST_H
+
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "guest_abi.h"
+#include "channel.h"
+
+int main(int argc, char **argv);
+
+/* Ends the guest with `code` (0..255): 0 is success. */
+_Noreturn void guest_exit(int code);
+
+/* Ends the guest with code 1 after printing the text (as guest_print) and a newline. */
+_Noreturn void guest_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* Writes to the guest's console: d i u x c s p f %, with width, 0, -, precision, l, ll and z. */
+void guest_print(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void guest_print_list(const char *format, va_list list);
+void guest_write(const void *data, size_t size);
+
+/* report(name, value): a number or a text that stands in the run's JSON under this guest's "reports".
+   A name given again replaces the value. Names and texts together: at most GUEST_CALL_DATA bytes, the text is cut. */
+void guest_report_int(const char *name, int64_t value);
+void guest_report_float(const char *name, double value);
+void guest_report_text(const char *name, const char *value);
+#define report(name, value)            \
+    _Generic((value),                  \
+        float: guest_report_float,     \
+        double: guest_report_float,    \
+        char *: guest_report_text,     \
+        const char *: guest_report_text, \
+        default: guest_report_int)(name, value)
+
+/* The host's CLOCK_MONOTONIC, comparable between guests of one host to within an exit's time, and CLOCK_REALTIME; ns. */
+uint64_t guest_now_ns(void);
+uint64_t guest_real_ns(void);
+
+/* The time stamp counter, for intervals; and how many ns so many ticks are. */
+static inline uint64_t guest_ticks(void) { return __builtin_ia32_rdtsc(); }
+uint64_t guest_ticks_to_ns(uint64_t ticks);
+uint64_t guest_ns_to_ticks(uint64_t ns);
+
+/* 64 random bits; seeded by the host, differently at every start. Not for keys. */
+uint64_t guest_random(void);
+
+/* What the host told this guest: name, memory, stack, seed, regions, channels. */
+const struct guest_info *guest_info(void);
+const char *guest_name(void);
+
+/* The value of an environment variable, or NULL. */
+const char *guest_env(const char *name);
+
+/* The region called `name`, or NULL: .address and .size say where its bytes are. */
+const struct guest_region *guest_region(const char *name);
+
+/* Memory: RAM in all; what guest_alloc() can still give. */
+uint64_t guest_memory_size(void);
+uint64_t guest_memory_free(void);
+
+/* `size` bytes of zeroed RAM aligned to `align` (a power of two), or NULL. There is no free(): a guest is short-lived, and
+   untouched memory costs nothing. */
+void *guest_alloc(size_t size, size_t align);
+
+/* Sleeps until one of the bells rings, or `limit_ns` has passed (GUEST_NO_LIMIT: never). Bit i of the result: bells[i]. */
+uint64_t guest_wait(const uint32_t *bells, size_t count, uint64_t limit_ns);
+
+/* Rings a bell: an ioeventfd, no VMM process runs. */
+static inline void guest_ring(uint32_t bell) {
+    __asm__ volatile("outl %0, %w1" : : "a"(bell), "Nd"(GUEST_PORT_DOORBELL) : "memory");
+}
+
+/* The C library's, with its meaning. */
+void *memcpy(void *restrict to, const void *restrict from, size_t size);
+void *memmove(void *to, const void *from, size_t size);
+void *memset(void *to, int value, size_t size);
+int memcmp(const void *a, const void *b, size_t size);
+size_t strlen(const char *text);
+int strcmp(const char *a, const char *b);
+int strncmp(const char *a, const char *b, size_t size);
+unsigned long strtoul(const char *text, char **end, int base);
+
+#endif

@@ -1,0 +1,96 @@
+"""The info area: what a unikernel is told about itself, in the structures of guest_abi.h."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hostd.boot._abi import ffi, lib
+from hostd.boot.address_map import AddressMap
+from hostd.boot.errors import ImageError
+
+ROLES = {"send": lib.GUEST_ROLE_SEND, "receive": lib.GUEST_ROLE_RECEIVE, "join": lib.GUEST_ROLE_JOIN}
+
+
+class InfoArea:
+    """Bytes of the info area, growing from struct guest_info at its start."""
+
+    def __init__(self) -> None:
+        self.bytes = bytearray(ffi.sizeof("struct guest_info"))
+
+    def append(self, data: bytes) -> int:
+        """Add `data` 8-byte aligned; return its offset."""
+        self.bytes += bytes(-len(self.bytes) % 8)
+        offset = len(self.bytes)
+        self.bytes += data
+        return offset
+
+    def text(self, value: str) -> dict[str, int]:
+        data = value.encode()
+        return {"offset": self.append(data + b"\0"), "size": len(data)}
+
+    def texts(self, values: list[str]) -> dict[str, int]:
+        return self.table("struct guest_span", [self.text(value) for value in values])
+
+    def table(self, item: str, items: list[dict[str, Any]]) -> dict[str, int]:
+        array = ffi.new(f"{item}[]", items)
+        return {"offset": self.append(bytes(ffi.buffer(array))), "size": len(items)}
+
+
+def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path: str) -> bytes:
+    """Return the info area for the guest that `spec` describes.
+
+    Raises ImageError when arguments, environment, regions and channels together outgrow it.
+    """
+    area = InfoArea()
+    head: dict[str, Any] = {
+        "magic": lib.GUEST_ABI_MAGIC,
+        "version": lib.GUEST_ABI_VERSION,
+        "bells": spec["bells"],
+        "tsc_khz": tsc_khz,
+        "memory_size": spec["memory"],
+        "image": _range(places.image.start, places.image.size),
+        "stack": _range(places.stack.start, places.stack.size),
+        "seed": spec["seed"],
+        "name": area.text(spec["name"]),
+        "cluster": area.text(spec["cluster"]),
+        "args": area.texts([image_path.rsplit("/", 1)[-1], *spec["args"]]),
+        "env": area.texts([f"{name}={value}" for name, value in spec["env"].items()]),
+        "heap": area.table("struct guest_range", [_range(s.start, s.size) for s in places.heap]),
+        "regions": area.table("struct guest_region", _regions(spec["regions"], places)),
+        "channels": area.table("struct guest_channel", [_channel(c) for c in spec["channels"]]),
+    }
+    head["size"] = len(area.bytes)
+    if len(area.bytes) > lib.GUEST_INFO_SIZE:
+        raise ImageError(
+            f"guest {spec['name']}: its arguments, environment, regions and channels take {len(area.bytes)} bytes, "
+            f"more than the info area's {lib.GUEST_INFO_SIZE}; give it fewer"
+        )
+    info = ffi.new("struct guest_info *", head)
+    area.bytes[: ffi.sizeof("struct guest_info")] = bytes(ffi.buffer(info))
+    return bytes(area.bytes)
+
+
+def _range(address: int, size: int) -> dict[str, int]:
+    return {"address": address, "size": size}
+
+
+def _regions(regions: list[dict[str, Any]], places: AddressMap) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": region["name"].encode(),
+            "address": span.start,
+            "size": region["size"],
+            "flags": (lib.GUEST_READ_ONLY if region["access"] == "ro" else 0)
+            | (lib.GUEST_RAW if region["raw"] else 0),
+        }
+        for region, span in zip(regions, places.regions, strict=True)
+    ]
+
+
+def _channel(channel: dict[str, Any]) -> dict[str, Any]:
+    numbers = {key: value for key, value in channel.items() if isinstance(value, int)}
+    return numbers | {
+        "name": channel["name"].encode(),
+        "kind": KINDS[channel["kind"]],
+        "role": ROLES[channel["role"]],
+    }

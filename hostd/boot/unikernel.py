@@ -1,0 +1,84 @@
+"""Put a unikernel into a guest's memory: rows of the slot table, system page, page tables, info area."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hostd.boot._abi import lib
+from hostd.boot.address_map import AddressMap, Span, round_up
+from hostd.boot.descriptors import system_page
+from hostd.boot.elf import PF_W, PF_X, Image
+from hostd.boot.paging import HUGE_PAGE, PAGE, PageTables
+from hostd.memory import Anonymous, Hugetlb, RegionBacking, Segment, SlotTable, map_image
+
+
+@dataclass(frozen=True)
+class RegionRow:
+    """A region as a guest maps it: its name, memory, and "rw" or "ro"."""
+
+    name: str
+    descriptor: int
+    access: str
+
+
+@dataclass(frozen=True)
+class RamOptions:
+    """Row options for a guest's RAM; see `SlotTable.add`."""
+
+    lock: bool = False
+    prefault: bool = False
+    mergeable: bool = False
+    thp: bool | None = None
+    hugetlb: bool = False
+
+    def of_row(self) -> dict[str, Any]:
+        return {"lock": self.lock, "prefault": self.prefault, "mergeable": self.mergeable, "thp": self.thp}
+
+
+def map_rows(
+    table: SlotTable, image: Image, descriptor: int, places: AddressMap, regions: list[RegionRow], options: RamOptions
+) -> None:
+    """Add the guest's rows to `table`; `descriptor` is the image file's."""
+    row_options = options.of_row()
+    table.add(places.low.start, places.low.size, Anonymous(), name="low", **row_options)
+    segments = [Segment(s.gpa, s.file_offset, s.file_size, s.memory_size, s.flags) for s in image.segments]
+    map_image(table, descriptor, segments)
+    for span in places.ram:
+        huge = _huge_part(span) if options.hugetlb else None
+        for part in _parts(span, huge):
+            table.add(part.start, part.size, Hugetlb() if part == huge else Anonymous(), name="ram", **row_options)
+    for region, span in zip(regions, places.regions, strict=True):
+        backing = RegionBacking(region.descriptor)
+        table.add(span.start, span.size, backing, name=f"region {region.name}", access=region.access)
+
+
+def _huge_part(span: Span) -> Span | None:
+    part = Span(round_up(span.start, HUGE_PAGE), span.end // HUGE_PAGE * HUGE_PAGE)
+    return part if part.size > 0 else None
+
+
+def _parts(span: Span, middle: Span | None) -> list[Span]:
+    if middle is None:
+        return [span]
+    parts = [Span(span.start, middle.start), middle, Span(middle.end, span.end)]
+    return [part for part in parts if part.size]
+
+
+def write_tables(table: SlotTable, image: Image, places: AddressMap, writable: list[bool], info: bytes) -> None:
+    """Write what the guest finds below 640 KiB; `writable` says which regions it may write."""
+    tables = PageTables(lib.GUEST_TABLES, lib.GUEST_INFO - lib.GUEST_TABLES)
+    tables.map(lib.GUEST_CALL_PAGE, lib.GUEST_CALL_PAGE + PAGE, write=True)
+    tables.map(lib.GUEST_SYSTEM_PAGE, lib.GUEST_SYSTEM_PAGE + PAGE, user=False, write=True, execute=True)
+    tables.map(lib.GUEST_FAULT_STACK, lib.GUEST_FAULT_STACK + PAGE, user=False, write=True)
+    tables.map(lib.GUEST_INFO, lib.GUEST_INFO + round_up(len(info), PAGE))
+    for segment in image.segments:
+        write, execute = bool(segment.flags & PF_W), bool(segment.flags & PF_X)
+        tables.map(segment.first_page, segment.end_page, write=write, execute=execute)
+    for span in (*places.heap, places.stack):
+        tables.map(span.start, span.end, write=True)
+    for span, write in zip(places.regions, writable, strict=True):
+        tables.map(span.start, span.end, write=write)
+    table.write(lib.GUEST_SYSTEM_PAGE, system_page())
+    table.write(lib.GUEST_TABLES, tables.image())
+    table.write(lib.GUEST_INFO, info)

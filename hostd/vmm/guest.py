@@ -1,0 +1,184 @@
+"""One unikernel guest: its VM, slot table and vCPU, from a spec to a result."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from hostd.boot._abi import ffi as abi
+from hostd.boot._abi import lib
+from hostd.boot.address_map import lay_out
+from hostd.boot.descriptors import STUB_SIZE
+from hostd.boot.elf import Image
+from hostd.boot.info import info_area
+from hostd.boot.registers import enter_ring3
+from hostd.boot.symbols import locate
+from hostd.boot.unikernel import RamOptions, RegionRow, map_rows, write_tables
+from hostd.kvm import Exit, Interrupted, Io, Mmio, System
+from hostd.memory import SlotTable
+from hostd.vmm import faults
+from hostd.vmm._calls import ffi
+from hostd.vmm._calls import lib as calls
+
+FRAME_WORDS = 7  # pushed RAX, error code, RIP, CS, RFLAGS, RSP, SS
+Report = Callable[[str, int | float | str], None]
+
+
+class Guest:
+    """A guest ready to run.
+
+    `descriptors` are the image's, the regions' and the bells', in the order of the spec (docs/guest-contract.md); the
+    caller keeps them open as long as the guest lives. Raises OSError (KvmError and the slot table's errors among them) or
+    ImageError when the host can't give what the spec asks for.
+    """
+
+    def __init__(self, spec: dict[str, Any], descriptors: list[int], console: int, report: Report) -> None:
+        self.name: str = spec["name"]
+        self._report = report
+        self._regions: list[dict[str, Any]] = spec["regions"]
+        image_descriptor, *rest = descriptors
+        self._image_descriptor = image_descriptor
+        region_descriptors, self.bells = rest[: len(self._regions)], rest[len(self._regions) :]
+        image = Image.of(spec["image"])
+        self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions])
+        self.vm = System.open().create_vm()
+        self.table = SlotTable(self.vm)
+        rows = [
+            RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)
+        ]
+        map_rows(self.table, image, image_descriptor, self.places, rows, RamOptions(**spec["options"]))
+        self.vcpu = self.vm.create_vcpu(0)
+        info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
+        write_tables(self.table, image, self.places, [r["access"] == "rw" for r in self._regions], info)
+        enter_ring3(self.vcpu, image.entry, self.places.stack.end - 8)
+        self._bind_doorbells()
+        self._calls = ffi.new("struct guest_calls *")
+        self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
+        self._open_calls(console)
+
+    def _bind_doorbells(self) -> None:
+        for number, bell in enumerate(self.bells):
+            self.vm.ioeventfd(lib.GUEST_PORT_DOORBELL, bell, 4, datamatch=number, pio=True)
+
+    def _open_calls(self, console: int) -> None:
+        bells = ffi.new("int[]", self.bells)
+        failed = calls.calls_open(
+            self._calls,
+            ffi.cast("void *", int(abi.cast("uintptr_t", self._page))),
+            console,
+            self.vcpu.kick_fd,
+            bells,
+            len(self.bells),
+        )
+        if failed:
+            raise OSError(-failed, f"guest {self.name}: cannot watch its {len(self.bells)} bells: {os.strerror(-failed)}")
+        handler = int(ffi.cast("uintptr_t", ffi.addressof(calls, "calls_exit")))
+        self.vcpu.on_exit(handler, int(ffi.cast("uintptr_t", self._calls)))
+
+    def allow_console(self, size: int) -> None:
+        """Let the guest write `size` more bytes before `run` calls for the log's rotation."""
+        self._calls.console_left = size
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """How often the guest waited, and how many bytes it wrote to its console."""
+        return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
+
+    def step(self) -> dict[str, Any] | None:
+        """Run until something happens that is not served in C; return the guest's result once it has one.
+
+        None: go on. The caller looks at `console_full` and at whether the guest is to stop.
+        """
+        event = self.vcpu.run()
+        if isinstance(event, Interrupted):
+            return None
+        if isinstance(event, Io) and event.port == lib.GUEST_PORT_CALL:
+            return self._call()
+        if isinstance(event, Io) and event.port == lib.GUEST_PORT_FAULT:
+            return self._fault(event.data[0])
+        if isinstance(event, Io) and event.port == lib.GUEST_PORT_DOORBELL:
+            number = int.from_bytes(event.data[:4], "little")
+            return self._error(f"rang bell {number}, but it has {len(self.bells)}")
+        if isinstance(event, Mmio):
+            verb = "wrote" if event.is_write else "read"
+            what = self._describe(event.address, event.is_write)
+            return self._error(f"{verb} {event.address:#x} ({what}) at {self._where(self.vcpu.regs.rip)}")
+        return self._error(_unexpected(event))
+
+    @property
+    def console_full(self) -> bool:
+        return bool(self._calls.console_left == 0)
+
+    def _call(self) -> dict[str, Any] | None:
+        number = self._page.number
+        if number == lib.GUEST_CALL_EXIT:
+            return {"outcome": "exit", "code": self._page.args[0] & 255, "message": "", "fault": None}
+        if number == lib.GUEST_CALL_REPORT:
+            self._page.result = self._take_report()
+        return None
+
+    def _take_report(self) -> int:
+        kind, value, name_size = self._page.args[0], self._page.args[1], self._page.args[2]
+        size = name_size + (value if kind == lib.GUEST_REPORT_TEXT else 0)
+        if not 0 < name_size <= lib.GUEST_NAME_SIZE or size > lib.GUEST_CALL_DATA:
+            return lib.GUEST_EINVAL
+        data = bytes(abi.buffer(self._page.data, size))
+        name = data[:name_size].decode(errors="replace")
+        if kind == lib.GUEST_REPORT_TEXT:
+            self._report(name, data[name_size:].decode(errors="replace"))
+        elif kind == lib.GUEST_REPORT_FLOAT:
+            self._report(name, struct.unpack("<d", struct.pack("<Q", value))[0])
+        elif kind == lib.GUEST_REPORT_INT:
+            self._report(name, struct.unpack("<q", struct.pack("<Q", value))[0])
+        else:
+            return lib.GUEST_EINVAL
+        return lib.GUEST_OK
+
+    def _fault(self, vector: int) -> dict[str, Any]:
+        registers = self.vcpu.regs
+        stack = lib.GUEST_FAULT_STACK
+        # Only a stub's frame counts: ring 3 may write the port too, with a stack of its own choosing.
+        stubs = range(lib.GUEST_SYSTEM_PAGE, lib.GUEST_SYSTEM_PAGE + 4096 - STUB_SIZE)
+        if registers.rip not in stubs or not stack <= registers.rsp <= stack + 4096 - 8 * (FRAME_WORDS - 1):
+            return self._error(f"wrote {vector:#x} to the fault port at {self._where(registers.rip)}")
+        frame = bytes(self.table.read(registers.rsp, min(8 * FRAME_WORDS, stack + 4096 - registers.rsp)))
+        fault = faults.decode(vector, frame, self.vcpu.sregs.cr2, self._locate, self._describe)
+        return {
+            "outcome": "fault",
+            "code": 128 + vector,
+            "message": f"guest {self.name}: {fault.sentence()}",
+            "fault": fault.describe(),
+        }
+
+    def _error(self, what: str) -> dict[str, Any]:
+        return {"outcome": "error", "code": 125, "message": f"guest {self.name}: {what}", "fault": None}
+
+    def _locate(self, address: int) -> str | None:
+        with os.fdopen(os.dup(self._image_descriptor), "rb") as file:
+            return locate(file, address)
+
+    def _where(self, address: int) -> str:
+        name = self._locate(address)
+        return f"{name} ({address:#x})" if name else f"{address:#x}"
+
+    def _describe(self, address: int, writing: bool) -> str:
+        """Say what lies at a guest address."""
+        for region, span in zip(self._regions, self.places.regions, strict=True):
+            if span.start <= address < span.end:
+                read_only = ", mapped read-only" if region["access"] == "ro" else ""
+                return f"region {region['name']} + {address - span.start:#x}{read_only}"
+        guard = self.places.stack.start
+        if guard - 4096 <= address < guard:
+            return "the guard page below the stack: stack overflow"
+        if address < 4096:
+            return "null pointer"
+        row = self.table.find(address)
+        if row is None:
+            return "no memory there"
+        return f"row {row.name} + {address - row.gpa:#x}{', not writable' if writing else ''}"
+
+
+def _unexpected(event: Exit) -> str:
+    return f"its vCPU stopped: {event}"

@@ -1,0 +1,232 @@
+"""The process of one guest: the vCPU's thread, and the main thread that answers the supervisor.
+
+The process outlives its supervisor (unless the run is in the foreground) and keeps its guest's result until a supervisor
+has taken it, so nothing a guest said is lost. Messages: docs/control-protocol.md, section "Guest processes".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import selectors
+import signal
+import socket
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from hostd.boot import ImageError
+from hostd.control.framing import FrameError, FrameReader, pack_frame
+from hostd.vmm._calls import lib as calls
+from hostd.vmm.guest import Guest
+
+HELLO = 1
+"""version of the messages between a guest process and its supervisor"""
+READ_LIMIT = 1 << 20
+STACK_SIZE = 256 << 10
+SEND_TIMEOUT = 5.0
+
+
+class GuestProcess:
+    """What the guest process knows of its guest, and the one connection to its supervisor."""
+
+    def __init__(self, spec: dict[str, Any], descriptors: list[int]) -> None:
+        self.spec = spec
+        self.name: str = spec["name"]
+        self.log, *self.descriptors = descriptors
+        self.guest: Guest | None = None
+        self.reports: dict[str, int | float | str] = {}
+        self.result: dict[str, Any] | None = None
+        self.stopping = False
+        self.taken = False
+        self.events: deque[dict[str, Any]] = deque()
+        """from the vCPU's thread, for the supervisor"""
+        self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self.path = Path(spec["dir"], "guests", f"{self.name}.sock")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.link: socket.socket | None = None
+        self.frames = FrameReader()
+        self.selector = selectors.DefaultSelector()
+
+    # --- the vCPU's thread -----------------------------------------------------------------------------------------
+
+    def run_vcpu(self) -> None:
+        """Run the guest to its end; whatever happens becomes a result."""
+        assert self.guest is not None
+        guest, result = self.guest, None
+        try:
+            while result is None and not self.stopping:
+                result = guest.step()
+                if guest.console_full:
+                    self._rotate_log()
+        except Exception as error:  # noqa: BLE001 - the thread's last word; a lost guest must not look like a running one
+            result = self._failure(f"guest {self.name}: {error}")
+        if result is None:
+            result = {"outcome": "killed", "code": 137, "message": f"guest {self.name}: stopped", "fault": None}
+        self._tell({"event": "result", "result": result})
+
+    def report(self, name: str, value: int | float | str) -> None:
+        self._tell({"event": "report", "name": name, "value": value})
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
+        os.eventfd_write(self.wake, 1)
+
+    def _rotate_log(self) -> None:
+        """Keep the full log as NAME.log.1 and go on in a new one."""
+        assert self.guest is not None
+        log = Path(self.spec["dir"], "logs", f"{self.name}.log")
+        with contextlib.suppress(OSError):
+            log.replace(log.with_suffix(".log.1"))
+            fresh = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.dup2(fresh, self.log, inheritable=False)
+            os.close(fresh)
+        self.guest.allow_console(self.spec["log_limit"])
+
+    # --- the main thread -------------------------------------------------------------------------------------------
+
+    def main(self) -> None:
+        """Start the guest and serve until its result has been taken."""
+        self.listener.bind(str(self.path))
+        self.path.chmod(0o600)
+        self.listener.listen(2)
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.wake, selectors.EVENT_READ)
+        if self.spec["cpu"] is not None:
+            os.sched_setaffinity(0, self.spec["cpu"] if isinstance(self.spec["cpu"], list) else [self.spec["cpu"]])
+        try:
+            self.guest = Guest(self.spec, self.descriptors, self.log, self.report)
+            self.guest.allow_console(self.spec["log_limit"])
+        except (OSError, ValueError, ImageError, MemoryError) as error:
+            self._tell({"event": "result", "result": self._failure(f"guest {self.name}: {error}")})
+        else:
+            threading.stack_size(STACK_SIZE)
+            threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True).start()
+        while not self.taken:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj is self.link:
+                    self._receive()
+                else:
+                    os.eventfd_read(self.wake)
+            self._deliver()
+        self.path.unlink(missing_ok=True)
+
+    def _failure(self, message: str) -> dict[str, Any]:
+        return {"outcome": "error", "code": 125, "message": message, "fault": None}
+
+    def _accept(self) -> None:
+        """Take a supervisor's connection; the newest one counts."""
+        link, _ = self.listener.accept()
+        if self.link is not None:
+            self._drop()
+        link.settimeout(SEND_TIMEOUT)
+        self.link, self.frames = link, FrameReader()
+        self.selector.register(link, selectors.EVENT_READ)
+        state = "starting" if self.guest is None else "running" if self.result is None else "ended"
+        hello = {"hello": HELLO, "name": self.name, "pid": os.getpid(), "state": state, "reports": self.reports}
+        self._send(hello | {"result": self.result, "rows": self._rows(), "bells": self.spec["bells"]})
+
+    def _receive(self) -> None:
+        assert self.link is not None
+        try:
+            data = self.link.recv(65536)
+            messages = self.frames.feed(data)
+        except (OSError, FrameError):
+            data, messages = b"", []
+        for message in messages:
+            self._answer(message)
+        if not data and self.link is not None:
+            self._drop()
+            if self.spec["lifeline"]:
+                self.taken = True
+
+    def _drop(self) -> None:
+        assert self.link is not None
+        self.selector.unregister(self.link)
+        self.link.close()
+        self.link = None
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self.link is not None:
+            with contextlib.suppress(OSError):  # A broken connection shows at the next receive.
+                self.link.sendall(pack_frame(message))
+
+    def _deliver(self) -> None:
+        while self.events:
+            event = self.events.popleft()
+            if event["event"] == "report":
+                self.reports[event["name"]] = event["value"]
+            else:
+                self.result = event["result"]
+            self._send(event)
+
+    def _answer(self, message: dict[str, Any]) -> None:
+        answer: dict[str, Any] = {"id": message.get("id")}
+        call = message.get("call")
+        try:
+            if call == "fds":
+                self._send_descriptors(answer)
+                return
+            method = CALLS.get(call) if isinstance(call, str) else None
+            if method is None:
+                raise ValueError(f"unknown call {call!r}")
+            answer["ok"] = method(self, message)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            answer["error"] = f"guest {self.name}: {call}: {error}"
+        self._send(answer)
+
+    def _send_descriptors(self, answer: dict[str, Any]) -> None:
+        """Give a restarted supervisor the regions' and bells' descriptors, beside the answer's first bytes."""
+        assert self.link is not None
+        frame = pack_frame(answer | {"ok": len(self.descriptors) - 1})
+        socket.send_fds(self.link, [frame], self.descriptors[1:])
+
+    # --- calls -----------------------------------------------------------------------------------------------------
+
+    def stop(self, _message: dict[str, Any]) -> None:
+        self.stopping = True
+        if self.guest is not None:
+            self.guest.vcpu.stop()
+
+    def take(self, _message: dict[str, Any]) -> None:
+        if self.result is None and not self.events:
+            raise ValueError("its guest is still running")
+        self.taken = True
+
+    def slots(self, _message: dict[str, Any]) -> list[dict[str, Any]]:
+        return self._rows()
+
+    def stats(self, _message: dict[str, Any]) -> dict[str, Any]:
+        if self.guest is None:
+            return {}
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return self.guest.counters | {"cpu_seconds": usage.ru_utime + usage.ru_stime}
+
+    def read(self, message: dict[str, Any]) -> bytes:
+        if self.guest is None or not 0 <= message["size"] <= READ_LIMIT:
+            raise ValueError(f"size must be 0 to {READ_LIMIT} bytes of a running guest")
+        return bytes(self.guest.table.read(message["gpa"], message["size"]))
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [] if self.guest is None else [row.describe() for row in self.guest.table]
+
+
+CALLS = {
+    "stop": GuestProcess.stop,
+    "take": GuestProcess.take,
+    "slots": GuestProcess.slots,
+    "stats": GuestProcess.stats,
+    "read": GuestProcess.read,
+}
+
+
+def main(spec: dict[str, Any], descriptors: list[int]) -> int:
+    """Be the guest that `spec` describes, with `descriptors` [log, image, regions..., bells...]; return the exit status."""
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    calls.fence_register()
+    GuestProcess(spec, descriptors).main()
+    return 0
