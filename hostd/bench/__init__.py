@@ -1,0 +1,1 @@
+"""Measurements: what the hardware and the host's own means give, to hold the guests' figures against."""
