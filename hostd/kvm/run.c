@@ -1,0 +1,117 @@
+/* run.c: see run.h. */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/kvm.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "run.h"
+
+#ifndef KVM_EXIT_MEMORY_FAULT
+#define KVM_EXIT_MEMORY_FAULT 39
+#endif
+
+/* A real-time signal that neither Python nor glibc uses. Its handler does nothing: to interrupt is all it is for. */
+static int stop_signal(void) {
+    return SIGRTMIN + 6;
+}
+
+static void interrupted(int signal) {
+    (void)signal;
+}
+
+int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run) {
+    *loop = (struct vcpu_loop){.fd = fd, .run = run, .kick_fd = -1};
+    /* Without SA_RESTART, so that it ends KVM_RUN and epoll_wait alike. */
+    struct sigaction action = {.sa_handler = interrupted};
+    if (sigaction(stop_signal(), &action, NULL) != 0)
+        return -errno;
+    int failed = pthread_mutex_init(&loop->lock, NULL);
+    if (failed)
+        return -failed;
+    loop->kick_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    if (loop->kick_fd < 0) {
+        int error = -errno;
+        pthread_mutex_destroy(&loop->lock);
+        return error;
+    }
+    return 0;
+}
+
+void vcpu_close(struct vcpu_loop *loop) {
+    close(loop->kick_fd);
+    loop->kick_fd = -1;
+    pthread_mutex_destroy(&loop->lock);
+}
+
+int vcpu_stop(struct vcpu_loop *loop) {
+    const uint64_t one = 1;
+    int error = 0;
+    pthread_mutex_lock(&loop->lock);
+    __atomic_store_n(&loop->stop, 1, __ATOMIC_SEQ_CST);
+    /* KVM_RUN looks at immediate_exit after it has masked signals, so a signal that comes too early is not lost. */
+    __atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    if (write(loop->kick_fd, &one, sizeof one) != sizeof one && errno != EAGAIN)
+        error = -errno;
+    if (loop->tid && syscall(SYS_tgkill, getpid(), loop->tid, stop_signal()) != 0)
+        error = -errno;
+    pthread_mutex_unlock(&loop->lock);
+    return error;
+}
+
+static int take_stop(struct vcpu_loop *loop) {
+    if (!__atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST))
+        return 0;
+    uint64_t count;
+    pthread_mutex_lock(&loop->lock);
+    __atomic_store_n(&loop->stop, 0, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&loop->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+    ssize_t drained = read(loop->kick_fd, &count, sizeof count);
+    (void)drained; /* Empty is as good. */
+    pthread_mutex_unlock(&loop->lock);
+    return 1;
+}
+
+static int run_on(struct vcpu_loop *loop) {
+    for (;;) {
+        if (take_stop(loop))
+            return VCPU_STOPPED;
+        int failed = ioctl(loop->fd, KVM_RUN, 0) != 0;
+        loop->exits++;
+        if (failed) {
+            if (errno == EAGAIN)
+                continue;
+            if (errno == EINTR) {
+                if (take_stop(loop))
+                    return VCPU_STOPPED;
+                return VCPU_SIGNALLED;
+            }
+            /* The kernel says more about a page that it could not get (KVM_CAP_MEMORY_FAULT_INFO). */
+            if ((errno == EFAULT || errno == EHWPOISON) && loop->run->exit_reason == KVM_EXIT_MEMORY_FAULT)
+                return VCPU_EXITED;
+            return -errno;
+        }
+        if (!loop->exit_fn || loop->exit_fn(loop->exit_ctx, loop->run) != VCPU_HANDLED)
+            return VCPU_EXITED;
+        loop->handled++;
+    }
+}
+
+int vcpu_loop(struct vcpu_loop *loop) {
+    pthread_mutex_lock(&loop->lock);
+    if (loop->tid) {
+        pthread_mutex_unlock(&loop->lock);
+        return -EBUSY;
+    }
+    loop->tid = (pid_t)syscall(SYS_gettid);
+    pthread_mutex_unlock(&loop->lock);
+    int result = run_on(loop);
+    pthread_mutex_lock(&loop->lock);
+    loop->tid = 0;
+    pthread_mutex_unlock(&loop->lock);
+    return result;
+}
