@@ -1,0 +1,11 @@
+"""A program's file: shared by all guests until one writes."""
+
+from __future__ import annotations
+
+from hostd.memory.backings.base import FileBacking
+
+
+class Image(FileBacking):
+    """A file mapped MAP_PRIVATE: a page is the page cache's own until the guest writes to it, then it is the guest's."""
+
+    kind = "image"

@@ -1,0 +1,20 @@
+"""Guest physical addresses that mean something on every x86 guest."""
+
+from __future__ import annotations
+
+PAGE = 4096
+HUGE_PAGE = 2 << 20
+
+VGA_HOLE = range(0xA_0000, 0x10_0000)
+"""640 KiB to 1 MiB: video memory and option ROMs on a PC; guests take it for reserved"""
+
+MMIO_HOLE = range(0xC000_0000, 0x1_0000_0000)
+"""3 to 4 GiB: PCI windows, the interrupt controllers and the reset vector"""
+
+HOLES = {"VGA hole": VGA_HOLE, "MMIO hole": MMIO_HOLE}
+
+ADDRESS_LIMIT = 1 << 52
+"""first guest physical address that no x86 CPU has"""
+
+SIZE_LIMIT = ((1 << 31) - 1) * PAGE
+"""most bytes of one KVM slot (KVM_MEM_MAX_NR_PAGES)"""

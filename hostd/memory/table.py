@@ -1,0 +1,251 @@
+"""The slot table: everything a guest can reach, row by row."""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from hostd.memory._map import ffi, lib
+from hostd.memory.backings import Backing
+from hostd.memory.errors import BackingError, SlotError, reason
+from hostd.memory.layout import ADDRESS_LIMIT, HOLES, SIZE_LIMIT
+from hostd.memory.mapping import Mapping, Options
+
+if TYPE_CHECKING:
+    from hostd.kvm import Vm
+
+Access = Literal["rw", "ro"]
+KVM_MEM_READONLY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One slot: `size` bytes at guest physical `gpa`, which are this process's memory at `hva`."""
+
+    name: str
+    gpa: int
+    size: int
+    access: Access
+    backing: Backing
+    options: Options
+    index: int
+    """number of the KVM slot"""
+    mapping: Mapping = field(repr=False)
+
+    @property
+    def hva(self) -> int:
+        return self.mapping.address
+
+    @property
+    def end(self) -> int:
+        """The first guest physical address behind the row."""
+        return self.gpa + self.size
+
+    @property
+    def writable(self) -> bool:
+        return self.access == "rw"
+
+    def describe(self) -> dict[str, Any]:
+        """Return the row as plain values, for a message or JSON."""
+        return {
+            "name": self.name,
+            "gpa": self.gpa,
+            "size": self.size,
+            "access": self.access,
+            "hva": self.hva,
+            "slot": self.index,
+            "options": self.options.describe(),
+            **self.backing.describe(),
+        }
+
+
+class SlotTable:
+    """The rows of one guest, in the order of their addresses. A context manager.
+
+    `vm` None: the table has memory but no guest. Rows may be added and removed while the guest runs, from any thread.
+    """
+
+    def __init__(self, vm: Vm | None) -> None:
+        self._vm = vm
+        self._rows: list[Row] = []
+        self._lock = threading.Lock()
+        self._c_rows = ffi.gc(ffi.new("struct slot_rows *"), lib.rows_close)
+        failed = -lib.rows_open(self._c_rows)
+        if failed:
+            raise BackingError(failed, f"the slot table cannot be made: {reason(failed)}")
+
+    def close(self) -> None:
+        """Remove every row."""
+        for row in reversed(list(self._rows)):
+            self.remove(row)
+
+    def __enter__(self) -> SlotTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(list(self._rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def c_rows(self) -> int:
+        """Address of the table's `struct slot_rows` (rows.h), good as long as the table."""
+        return int(ffi.cast("uintptr_t", self._c_rows))
+
+    # --- rows ------------------------------------------------------------------------------------------------------
+
+    def add(
+        self,
+        gpa: int,
+        size: int,
+        backing: Backing,
+        *,
+        name: str,
+        access: Access = "rw",
+        lock: bool = False,
+        prefault: bool = False,
+        mergeable: bool = False,
+        thp: bool | None = None,
+    ) -> Row:
+        """Give the guest `size` bytes of `backing` at guest physical `gpa`.
+
+        `access` "ro": neither the guest nor this process can write to it. For the other options see `Options`.
+        Raises SlotError (address, size, overlap), BackingError (the host can't), KvmError.
+        """
+        options = Options(lock, prefault, mergeable, thp)
+        with self._lock, _told(name, gpa):
+            self._check(gpa, size, access, backing.page_size)
+            writable = access == "rw"
+            mapping = Mapping(backing, size, gpa, writable=writable)
+            mapping.name(name)
+            mapping.apply(options, writable=writable, private_file=backing.kind == "image")
+            return self._enter(Row(name, gpa, size, access, backing, options, self._free_index(), mapping))
+
+    def add_mapped(self, gpa: int, backing: Backing, mapping: Mapping, *, name: str, access: Access) -> Row:
+        """Add a row whose memory the caller has mapped and filled. Raises SlotError, BackingError, KvmError."""
+        with self._lock, _told(name, gpa):
+            self._check(gpa, mapping.size, access, backing.page_size)
+            return self._enter(Row(name, gpa, mapping.size, access, backing, Options(), self._free_index(), mapping))
+
+    def remove(self, row: Row) -> None:
+        """Take a row away from the guest, which may be running: its next access is an Mmio exit.
+
+        The memory itself goes when the last memoryview of it does. Raises SlotError when the row is not in the table.
+        """
+        with self._lock:
+            if row not in self._rows:
+                raise SlotError(f"slot {row.name} at {row.gpa:#x} is not in the table")
+            if self._vm is not None:
+                self._vm.delete_slot(row.index)
+            lib.rows_remove(self._c_rows, row.gpa)
+            self._rows.remove(row)
+
+    def _enter(self, row: Row) -> Row:
+        if self._vm is not None:
+            flags = 0 if row.writable else KVM_MEM_READONLY
+            self._vm.set_slot(row.index, row.gpa, row.size, row.hva, flags)
+        failed = -lib.rows_insert(self._c_rows, row.gpa, row.size, row.hva, row.writable)
+        if failed:
+            if self._vm is not None:
+                self._vm.delete_slot(row.index)
+            raise BackingError(failed, f"the slot table cannot grow: {reason(failed)}")
+        bisect.insort(self._rows, row, key=lambda r: r.gpa)
+        return row
+
+    def _free_index(self) -> int:
+        used = {row.index for row in self._rows}
+        return next(index for index in range(len(used) + 1) if index not in used)
+
+    def _check(self, gpa: int, size: int, access: str, page: int) -> None:
+        if access not in ("rw", "ro"):
+            raise SlotError(f'its access is {access!r}; it can be "rw" or "ro"')
+        if size <= 0:
+            raise SlotError(f"its size is {size}; a row has at least one page of {page} bytes")
+        if gpa < 0 or gpa % page or size % page:
+            raise SlotError(f"its address and its size ({size}) must be multiples of {page} bytes")
+        if size > SIZE_LIMIT:
+            raise SlotError(f"its size {size} is more than KVM gives one slot ({SIZE_LIMIT} bytes)")
+        if gpa + size > ADDRESS_LIMIT:
+            raise SlotError(f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}")
+        for hole_name, hole in HOLES.items():
+            if gpa < hole.stop and hole.start < gpa + size:
+                raise SlotError(
+                    f"its {size} bytes reach into the {hole_name} ({hole.start:#x} to {hole.stop:#x}), "
+                    "which is never memory; end the row before it or begin behind it"
+                )
+        for row in self._rows:
+            if gpa < row.end and row.gpa < gpa + size:
+                raise SlotError(
+                    f"its {size} bytes overlap slot {row.name} ({row.gpa:#x} to {row.end:#x}); move one of them"
+                )
+
+    # --- memory ----------------------------------------------------------------------------------------------------
+
+    def find(self, gpa: int) -> Row | None:
+        """Return the row that holds guest address `gpa`, if any."""
+        at = bisect.bisect_right(self._rows, gpa, key=lambda r: r.gpa) - 1
+        return self._rows[at] if at >= 0 and gpa < self._rows[at].end else None
+
+    def hva(self, gpa: int, size: int = 1) -> int:
+        """Return where the guest's `size` bytes at `gpa` are in this process. Raises SlotError unless one row has them."""
+        row = self._holding(gpa, size)
+        return row.hva + gpa - row.gpa
+
+    def view(self, gpa: int, size: int, writable: bool = True) -> memoryview:
+        """Return the guest's `size` bytes at `gpa`, themselves and no copy; numpy.frombuffer takes it.
+
+        It stays good after the row was removed, though no longer the guest's. Raises SlotError unless one row holds
+        them all, or when `writable` and the row is not.
+        """
+        row = self._holding(gpa, size)
+        if writable and not row.writable:
+            raise SlotError(f"slot {row.name} at {row.gpa:#x} is read-only; ask for a view that is not writable")
+        offset = gpa - row.gpa
+        view = memoryview(ffi.buffer(row.mapping.memory, row.size))[offset : offset + size]
+        return view if writable else view.toreadonly()
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Return a copy of the guest's `size` bytes at `gpa`, which may lie in several rows. Raises SlotError."""
+        return b"".join(bytes(self.view(at, count, writable=False)) for at, count in self._pieces(gpa, size))
+
+    def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
+        """Write `data` at guest address `gpa`, all or nothing; it may lie in several rows. Raises SlotError."""
+        source = memoryview(data).cast("B")
+        pieces = [(at - gpa, self.view(at, count)) for at, count in self._pieces(gpa, len(source))]
+        for offset, view in pieces:
+            view[:] = source[offset : offset + len(view)]
+
+    def _holding(self, gpa: int, size: int) -> Row:
+        row = self.find(gpa)
+        if size < 0 or row is None or gpa + size > row.end:
+            where = "in no slot" if row is None else f"not all in slot {row.name} ({row.gpa:#x} to {row.end:#x})"
+            raise SlotError(f"guest address {gpa:#x}: {size} bytes there are {where}")
+        return row
+
+    def _pieces(self, gpa: int, size: int) -> Iterator[tuple[int, int]]:
+        while size > 0:
+            row = self.find(gpa)
+            if row is None:
+                raise SlotError(f"guest address {gpa:#x} is in no slot ({size} more bytes were asked for)")
+            count = min(size, row.end - gpa)
+            yield gpa, count
+            gpa, size = gpa + count, size - count
+
+
+@contextlib.contextmanager
+def _told(name: str, gpa: int) -> Iterator[None]:
+    """Put the row's name and address before what is wrong with it."""
+    try:
+        yield
+    except SlotError as error:
+        raise SlotError(f"slot {name} at {gpa:#x}: {error}") from None
+    except BackingError as error:
+        raise BackingError(error.errno or 0, f"slot {name} at {gpa:#x}: {error}") from None
