@@ -8,23 +8,63 @@ from cffi import FFI
 
 HERE = Path(__file__).resolve().parent
 
-IOCTLS = """
-    KVM_GET_API_VERSION KVM_CHECK_EXTENSION KVM_GET_VCPU_MMAP_SIZE KVM_CREATE_VM KVM_GET_SUPPORTED_CPUID
-    KVM_GET_MSR_INDEX_LIST KVM_SET_USER_MEMORY_REGION KVM_SET_TSS_ADDR KVM_SET_IDENTITY_MAP_ADDR KVM_CREATE_VCPU
-    KVM_CREATE_IRQCHIP KVM_CREATE_PIT2 KVM_IRQ_LINE KVM_IRQFD KVM_IOEVENTFD KVM_SIGNAL_MSI KVM_SET_GSI_ROUTING
-    KVM_ENABLE_CAP KVM_GET_STATS_FD KVM_GET_REGS KVM_SET_REGS KVM_GET_SREGS KVM_SET_SREGS KVM_GET_FPU KVM_SET_FPU
-    KVM_GET_MSRS KVM_SET_MSRS KVM_SET_CPUID2 KVM_GET_CPUID2 KVM_GET_XCRS KVM_SET_XCRS KVM_GET_TSC_KHZ KVM_SET_TSC_KHZ
-    KVM_GET_MP_STATE KVM_SET_MP_STATE KVM_GET_LAPIC KVM_SET_LAPIC KVM_GET_VCPU_EVENTS KVM_SET_VCPU_EVENTS
-    KVM_SET_GUEST_DEBUG KVM_GET_DEBUGREGS KVM_INTERRUPT KVM_NMI KVM_RUN
-""".split()
+IOCTLS = [
+    "KVM_GET_API_VERSION",
+    "KVM_CHECK_EXTENSION",
+    "KVM_GET_VCPU_MMAP_SIZE",
+    "KVM_CREATE_VM",
+    "KVM_GET_SUPPORTED_CPUID",
+    "KVM_GET_MSR_INDEX_LIST",
+    "KVM_SET_USER_MEMORY_REGION",
+    "KVM_SET_TSS_ADDR",
+    "KVM_SET_IDENTITY_MAP_ADDR",
+    "KVM_CREATE_VCPU",
+    "KVM_CREATE_IRQCHIP",
+    "KVM_CREATE_PIT2",
+    "KVM_IRQ_LINE",
+    "KVM_IRQFD",
+    "KVM_IOEVENTFD",
+    "KVM_SIGNAL_MSI",
+    "KVM_SET_GSI_ROUTING",
+    "KVM_ENABLE_CAP",
+    "KVM_GET_STATS_FD",
+    "KVM_GET_REGS",
+    "KVM_SET_REGS",
+    "KVM_GET_SREGS",
+    "KVM_SET_SREGS",
+    "KVM_GET_FPU",
+    "KVM_SET_FPU",
+    "KVM_GET_MSRS",
+    "KVM_SET_MSRS",
+    "KVM_SET_CPUID2",
+    "KVM_GET_CPUID2",
+    "KVM_GET_XCRS",
+    "KVM_SET_XCRS",
+    "KVM_GET_TSC_KHZ",
+    "KVM_SET_TSC_KHZ",
+    "KVM_GET_MP_STATE",
+    "KVM_SET_MP_STATE",
+    "KVM_GET_LAPIC",
+    "KVM_SET_LAPIC",
+    "KVM_GET_VCPU_EVENTS",
+    "KVM_SET_VCPU_EVENTS",
+    "KVM_SET_GUEST_DEBUG",
+    "KVM_GET_DEBUGREGS",
+    "KVM_INTERRUPT",
+    "KVM_NMI",
+    "KVM_RUN",
+]
 
 STRUCTURES = """
-    struct kvm_userspace_memory_region { uint32_t slot, flags; uint64_t guest_phys_addr, memory_size, userspace_addr; };
+    struct kvm_userspace_memory_region {
+        uint32_t slot, flags; uint64_t guest_phys_addr, memory_size, userspace_addr;
+    };
     struct kvm_regs {
         uint64_t rax, rbx, rcx, rdx, rsi, rdi, rsp, rbp, r8, r9, r10, r11, r12, r13, r14, r15, rip, rflags;
     };
     struct kvm_segment {
-        uint64_t base; uint32_t limit; uint16_t selector; uint8_t type, present, dpl, db, s, l, g, avl, unusable; ...;
+        uint64_t base; uint32_t limit; uint16_t selector;
+        uint8_t type, present, dpl, db, s, l, g, avl, unusable; ...;
     };
     struct kvm_dtable { uint64_t base; uint16_t limit; ...; };
     struct kvm_sregs {
@@ -54,11 +94,21 @@ STRUCTURES = """
     struct kvm_guest_debug { uint32_t control; ...; };
 """
 
-FLAGS = """
-    KVM_MEM_READONLY KVM_MEM_LOG_DIRTY_PAGES KVM_IOEVENTFD_FLAG_DATAMATCH KVM_IOEVENTFD_FLAG_PIO
-    KVM_IOEVENTFD_FLAG_DEASSIGN KVM_IRQFD_FLAG_DEASSIGN KVM_IRQFD_FLAG_RESAMPLE KVM_GUESTDBG_ENABLE
-    KVM_GUESTDBG_SINGLESTEP KVM_INTERNAL_ERROR_EMULATION VCPU_EXITED VCPU_STOPPED VCPU_SIGNALLED
-""".split()
+FLAGS = [
+    "KVM_MEM_READONLY",
+    "KVM_MEM_LOG_DIRTY_PAGES",
+    "KVM_IOEVENTFD_FLAG_DATAMATCH",
+    "KVM_IOEVENTFD_FLAG_PIO",
+    "KVM_IOEVENTFD_FLAG_DEASSIGN",
+    "KVM_IRQFD_FLAG_DEASSIGN",
+    "KVM_IRQFD_FLAG_RESAMPLE",
+    "KVM_GUESTDBG_ENABLE",
+    "KVM_GUESTDBG_SINGLESTEP",
+    "KVM_INTERNAL_ERROR_EMULATION",
+    "VCPU_EXITED",
+    "VCPU_STOPPED",
+    "VCPU_SIGNALLED",
+]
 
 ffibuilder = FFI()
 ffibuilder.cdef(

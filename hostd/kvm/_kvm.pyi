@@ -29,7 +29,7 @@ class Segment:
     dpl: int
     db: int
     s: int
-    l: int  # noqa: E741
+    l: int
     g: int
     avl: int
     unusable: int

@@ -1,4 +1,4 @@
-"""KVM's capabilities by name (KVM_CAP_* of <linux/kvm.h>, without the prefix); those that mean something on x86."""
+"""KVM's capabilities by name (KVM_CAP_* of <linux/kvm.h>, without the prefix), as far as x86 has them."""
 
 from __future__ import annotations
 
@@ -76,4 +76,6 @@ def number(capability: str | int) -> int:
     try:
         return CAPABILITIES[capability]
     except KeyError:
-        raise ValueError(f"KVM capability {capability!r} is unknown; names are KVM_CAP_* without the prefix") from None
+        raise ValueError(
+            f"KVM capability {capability!r} is unknown; names are KVM_CAP_* without the prefix"
+        ) from None

@@ -9,7 +9,9 @@ import os
 class KvmError(OSError):
     """An ioctl of KVM failed: its `ioctl` name, `errno` and the `arguments` that matter."""
 
-    def __init__(self, ioctl: str, errno: int, arguments: dict[str, int | str] | None = None, hint: str = "") -> None:
+    def __init__(
+        self, ioctl: str, errno: int, arguments: dict[str, int | str] | None = None, hint: str = ""
+    ) -> None:
         super().__init__(errno, os.strerror(errno))
         self.ioctl = ioctl
         self.arguments = arguments or {}

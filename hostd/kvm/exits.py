@@ -1,4 +1,4 @@
-"""Why a vCPU came back: one small class for each reason (Linux, Documentation/virt/kvm/api.rst, section 5)."""
+"""Why a vCPU came back: one small class for each reason (Documentation/virt/kvm/api.rst, section 5)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Io(Exit):
 
 @dataclass(frozen=True, slots=True)
 class Mmio(Exit):
-    """The guest accessed `size` bytes at guest physical `address` where it has no memory (or wrote to read-only memory).
+    """The guest accessed `size` bytes at guest physical `address` where it has no memory (or wrote to
+    read-only memory).
 
     `data` holds what it wrote (`is_write`), or is empty: then `Vcpu.reply` gives it what it reads.
     """
@@ -64,7 +65,10 @@ class Debug(Exit):
 
 @dataclass(frozen=True, slots=True)
 class InternalError(Exit):
-    """KVM gave up. `suberror` 1: an instruction its emulator lacks; `instruction` holds the bytes, if KVM gave them."""
+    """KVM gave up.
+
+    `suberror` 1: an instruction its emulator lacks; `instruction` holds the bytes, if KVM gave them.
+    """
 
     suberror: int
     data: tuple[int, ...]
@@ -114,7 +118,7 @@ class Unknown(Exit):
 def _internal(words: tuple[int, ...]) -> InternalError:
     suberror, *data = words
     instruction = None
-    # kvm_run.emulation_failure: flags, then a size byte and 15 instruction bytes; flag 1 says that they are there.
+    # kvm_run.emulation_failure: flags, a size byte, 15 instruction bytes; flag 1: they are there.
     if suberror == 1 and len(data) >= 3 and data[0] & 1:
         packed = b"".join(word.to_bytes(8, "little") for word in data[1:3])
         instruction = packed[1 : 1 + min(packed[0], 15)]
@@ -131,15 +135,6 @@ BY_REASON: dict[int, Callable[[int, tuple[int, ...]], Exit]] = {
     26: lambda _address, words: IoapicEoi(*words),
     39: lambda address, words: MemoryFault(address, *words),
 }
-IO, MMIO = 2, 6
-
-
-def of_access(reason: int, address: int, is_write: bool, size: int, count: int, data: bytes) -> Exit:
-    """Return the exit for an access to a port or to an address without memory."""
-    written = data if is_write else b""
-    if reason == IO:
-        return Io(address, is_write, size, count, written)
-    return Mmio(address, is_write, size, written)
 
 
 def of_reason(reason: int, address: int, words: tuple[int, ...]) -> Exit:

@@ -15,9 +15,9 @@ API_VERSION = 12
 DEVICE = "/dev/kvm"
 
 WHY = {
-    errno.ENOENT: "{path} does not exist: load the module kvm_intel or kvm_amd (or enable virtualisation in the firmware)",
-    errno.EACCES: "{path} may not be opened by this user: join the group that owns it (usually `usermod -aG kvm USER`)",
-    errno.EPERM: "{path} may not be opened by this user: the device is kept from this container or control group",
+    errno.ENOENT: "{path} does not exist: load kvm_intel or kvm_amd, or turn virtualisation on in firmware",
+    errno.EACCES: "{path} is not this user's to open: join its group (usually `usermod -aG kvm USER`)",
+    errno.EPERM: "{path} is kept from this container or control group: let its device in",
     errno.ENODEV: "{path} exists but no KVM module serves it: load kvm_intel or kvm_amd",
     errno.ENXIO: "{path} exists but no KVM module serves it: load kvm_intel or kvm_amd",
 }
@@ -43,10 +43,14 @@ class System:
             version = system.api_version
         except KvmError as error:
             system.close()
-            raise NoKvmError(error.errno or 0, f"{path} is no KVM device: it does not know KVM_GET_API_VERSION") from None
+            raise NoKvmError(
+                error.errno or 0, f"{path} is no KVM device: it does not know KVM_GET_API_VERSION"
+            ) from None
         if version != API_VERSION:
             system.close()
-            raise NoKvmError(errno.ENOSYS, f"{path} speaks version {version} of KVM's interface, hostd {API_VERSION}")
+            raise NoKvmError(
+                errno.ENOSYS, f"{path} speaks version {version} of KVM's interface, hostd {API_VERSION}"
+            )
         return system
 
     def close(self) -> None:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from hostd.kvm.call import call, call_with, ffi, lib
 from hostd.kvm.errors import KvmError
-from hostd.kvm.exits import IO, MMIO, Exit, Interrupted, of_access, of_reason
+from hostd.kvm.exits import Exit, Interrupted, Io, Mmio, of_reason
 from hostd.kvm.stats import read_stats
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from hostd.kvm._kvm import Fpu, Regs, Sregs
+
+EXIT_IO, EXIT_MMIO = 2, 6
 
 
 class Vcpu:
@@ -57,15 +59,15 @@ class Vcpu:
     def __del__(self) -> None:
         self.close()
 
-    # --- running ---------------------------------------------------------------------------------------------------
+    # --- running --------------------------------------------------------------------------------------------
 
     @property
     def kick_fd(self) -> int:
-        """An eventfd that is readable while a stop waits to be taken; an exit handler that blocks must watch it."""
-        return self._loop.kick_fd
+        """An eventfd, readable while a stop waits to be taken; an exit handler that blocks must watch it."""
+        return int(self._loop.kick_fd)
 
     def on_exit(self, function: int, context: int = 0) -> None:
-        """Have exits go to the C function at address `function` first, a `vcpu_exit_fn` of run.h; 0 for none."""
+        """Have exits go first to the `vcpu_exit_fn` (run.h) at address `function`; 0 for none."""
         lib.vcpu_handler(self._loop, function, context)
 
     def run(self) -> Exit:
@@ -83,7 +85,10 @@ class Vcpu:
                 raise KvmError("KVM_RUN", -result, {"vcpu": self.fd})
 
     def stop(self) -> None:
-        """Make `run` return Interrupted: now if it runs, else the next time. From any thread, at any moment."""
+        """Make `run` return Interrupted: now if it runs, else the next time.
+
+        From any thread, at any moment.
+        """
         failed = lib.vcpu_stop(self._loop)
         if failed:
             raise KvmError("tgkill", -failed, {"vcpu": self.fd})
@@ -91,9 +96,11 @@ class Vcpu:
     def _exited(self) -> Exit:
         flat = self._exit
         lib.vcpu_exit(self._run, flat)
-        if flat.reason in (IO, MMIO):
-            data = bytes(ffi.buffer(flat.data, flat.size * flat.count))
-            return of_access(flat.reason, flat.address, bool(flat.is_write), flat.size, flat.count, data)
+        if flat.reason in (EXIT_IO, EXIT_MMIO):
+            written = bytes(ffi.buffer(flat.data, flat.size * flat.count)) if flat.is_write else b""
+            if flat.reason == EXIT_IO:
+                return Io(flat.address, bool(flat.is_write), flat.size, flat.count, written)
+            return Mmio(flat.address, bool(flat.is_write), flat.size, written)
         return of_reason(flat.reason, flat.address, tuple(flat.word[0 : flat.words]))
 
     def reply(self, data: bytes) -> None:
@@ -104,8 +111,10 @@ class Vcpu:
         flat = self._exit
         lib.vcpu_exit(self._run, flat)
         wanted = flat.size * flat.count
-        if flat.reason not in (IO, MMIO) or flat.is_write or len(data) != wanted:
-            raise ValueError(f"a reply of {len(data)} bytes to an exit that asks for {0 if flat.is_write else wanted}")
+        if flat.reason not in (EXIT_IO, EXIT_MMIO) or flat.is_write or len(data) != wanted:
+            raise ValueError(
+                f"a reply of {len(data)} bytes to an exit that asks for {0 if flat.is_write else wanted}"
+            )
         ffi.buffer(flat.data, wanted)[:] = data
 
     @property
@@ -113,7 +122,7 @@ class Vcpu:
         """How often KVM_RUN returned (`exits`), and how many of them the exit handler served (`handled`)."""
         return {"exits": self._loop.exits, "handled": self._loop.handled}
 
-    # --- registers -------------------------------------------------------------------------------------------------
+    # --- registers ------------------------------------------------------------------------------------------
 
     def _get(self, structure: str, name: str) -> Any:
         value = ffi.new(f"struct {structure} *")
@@ -159,7 +168,7 @@ class Vcpu:
         call_with(self.fd, "KVM_SET_FPU", value, {"vcpu": self.fd})
 
     def set_cpuid(self, cpuid: Any) -> None:
-        """Give the guest the CPUID entries of a `struct kvm_cpuid2 *`, as `System.supported_cpuid` returns it."""
+        """Give the guest the CPUID entries of a `struct kvm_cpuid2 *`, such as `System.supported_cpuid`."""
         call_with(self.fd, "KVM_SET_CPUID2", cpuid, {"entries": cpuid.nent})
 
     @property
@@ -172,10 +181,15 @@ class Vcpu:
     def xcrs(self, values: Mapping[int, int]) -> None:
         entries = [{"xcr": number, "value": value} for number, value in values.items()]
         request = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(entries), "xcrs": entries})
-        call_with(self.fd, "KVM_SET_XCRS", request, {f"xcr{number}": value for number, value in values.items()})
+        call_with(
+            self.fd, "KVM_SET_XCRS", request, {f"xcr{number}": value for number, value in values.items()}
+        )
 
     def get_msrs(self, *indices: int) -> dict[int, int]:
-        """Return model-specific registers by index. Raises KvmError naming the first that KVM does not know."""
+        """Return model-specific registers by index.
+
+        Raises KvmError naming the first that KVM does not know.
+        """
         request = self._msrs([(index, 0) for index in indices])
         self._all_done("KVM_GET_MSRS", request, indices)
         return {entry.index: entry.data for entry in request.entries[0 : len(indices)]}
@@ -202,12 +216,16 @@ class Vcpu:
 
     @mp_state.setter
     def mp_state(self, value: int) -> None:
-        call_with(self.fd, "KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", (value,)), {"mp_state": value})
+        call_with(
+            self.fd, "KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", (value,)), {"mp_state": value}
+        )
 
     def single_step(self, on: bool) -> None:
         """Have every instruction end with a Debug exit. Raises KvmError."""
         control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP if on else 0
-        call_with(self.fd, "KVM_SET_GUEST_DEBUG", ffi.new("struct kvm_guest_debug *", {"control": control}), {})
+        call_with(
+            self.fd, "KVM_SET_GUEST_DEBUG", ffi.new("struct kvm_guest_debug *", {"control": control}), {}
+        )
 
     @property
     def tsc_khz(self) -> int:

@@ -47,12 +47,13 @@ class Vm:
         """Make a vCPU in its reset state (real mode at 0xFFFFFFF0), knowing no CPUID yet. Raises KvmError."""
         return Vcpu(call(self.fd, "KVM_CREATE_VCPU", index, {"index": index}), self._run_size)
 
-    # --- memory ----------------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------
 
     def set_slot(self, index: int, gpa: int, size: int, hva: int, flags: int = 0) -> None:
         """Give the guest `size` bytes at guest physical `gpa`, which are this process's memory at `hva`.
 
-        All three are multiples of the page size; `flags` are KVM_MEM_*. Raises KvmError (EEXIST: overlaps a slot).
+        All three are multiples of the page size; `flags` are KVM_MEM_*. Raises KvmError (EEXIST: overlaps a
+        slot).
         """
         slot = ffi.new("struct kvm_userspace_memory_region *", (index, flags, gpa, size, hva))
         about: dict[str, int | str] = {"slot": index, "gpa": gpa, "size": size, "hva": hva, "flags": flags}
@@ -63,10 +64,10 @@ class Vm:
         slot = ffi.new("struct kvm_userspace_memory_region *", {"slot": index})
         call_with(self.fd, "KVM_SET_USER_MEMORY_REGION", slot, {"slot": index, "size": 0})
 
-    # --- what only some guests need --------------------------------------------------------------------------------
+    # --- what only some guests need -------------------------------------------------------------------------
 
     def set_tss_addr(self, tss: int = TSS, identity_map: int = IDENTITY_MAP) -> None:
-        """Give KVM four pages for Intel CPUs without "unrestricted guest" (real mode); before the first vCPU."""
+        """Give KVM four pages for Intel CPUs that lack "unrestricted guest"; before the first vCPU."""
         address = ffi.new("uint64_t *", identity_map)
         call_with(self.fd, "KVM_SET_IDENTITY_MAP_ADDR", address, {"address": identity_map})
         call(self.fd, "KVM_SET_TSS_ADDR", tss, {"address": tss})
@@ -74,7 +75,8 @@ class Vm:
     def irqchip(self, split_pins: int | None = None) -> None:
         """Make the interrupt controllers, before the first vCPU: PIC, IOAPIC and local APICs in the kernel.
 
-        With `split_pins`, only the local APICs are, for an IOAPIC of so many pins in user space. Raises KvmError.
+        With `split_pins`, only the local APICs are, for an IOAPIC of so many pins in user space. Raises
+        KvmError.
         """
         if split_pins is None:
             call(self.fd, "KVM_CREATE_IRQCHIP", 0, {})
@@ -96,7 +98,7 @@ class Vm:
         msi = ffi.new("struct kvm_msi *", {"address_lo": low, "address_hi": high, "data": data})
         return call_with(self.fd, "KVM_SIGNAL_MSI", msi, {"address": address, "data": data}) > 0
 
-    # --- eventfds --------------------------------------------------------------------------------------------------
+    # --- eventfds -------------------------------------------------------------------------------------------
 
     def ioeventfd(
         self,
@@ -110,8 +112,8 @@ class Vm:
     ) -> None:
         """Have a guest's write of `length` bytes at `address` signal the eventfd `fd`, without an exit.
 
-        `pio`: `address` is a port. `datamatch`: only a write of this value does. `deassign` takes it back; the other
-        arguments must be the same. Raises KvmError (EEXIST: there is one for the same write).
+        `pio`: `address` is a port. `datamatch`: only a write of this value does. `deassign` takes it back;
+        the other arguments must be the same. Raises KvmError (EEXIST: there is one for the same write).
         """
         flags = lib.KVM_IOEVENTFD_FLAG_PIO if pio else 0
         flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH if datamatch is not None else 0
@@ -125,7 +127,8 @@ class Vm:
     def irqfd(self, fd: int, gsi: int, resample: int | None = None, *, deassign: bool = False) -> None:
         """Have the eventfd `fd` raise interrupt `gsi`; needs an irqchip.
 
-        `resample` is an eventfd that KVM signals when the guest ends a level-triggered interrupt. Raises KvmError.
+        `resample` is an eventfd that KVM signals when the guest ends a level-triggered interrupt. Raises
+        KvmError.
         """
         flags = lib.KVM_IRQFD_FLAG_RESAMPLE if resample is not None else 0
         flags |= lib.KVM_IRQFD_FLAG_DEASSIGN if deassign else 0

@@ -6,11 +6,14 @@ import os
 
 
 class SlotError(ValueError):
-    """A row that can't be: its address, size or place; or an address that no row holds. The text is a sentence."""
+    """A row that can't be: its address, size or place; or an address that no row holds.
+
+    The text is a sentence.
+    """
 
 
 class BackingError(OSError):
-    """The host can't give a row the memory it asks for; the text is a sentence, `errno` the kernel's answer."""
+    """The host can't give a row its memory; the text is a sentence, `errno` the kernel's answer."""
 
     def __init__(self, errno: int, text: str) -> None:
         super().__init__(errno, text)

@@ -18,7 +18,8 @@ WRITE = 2
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A PT_LOAD: `file_size` bytes at `file_offset` appear at guest physical `gpa`, zeros up to `memory_size` follow.
+    """A PT_LOAD: `file_size` bytes at `file_offset` appear at guest physical `gpa`, zeros up to
+    `memory_size` follow.
 
     `flags` are ELF's: 1 execute, 2 write, 4 read.
     """
@@ -35,9 +36,10 @@ def map_image(
 ) -> list[Row]:
     """Add rows for the segments of the program file `fd` (which stays the caller's); return them.
 
-    A segment's file part is a row of its pages, MAP_PRIVATE; the zeros behind it (.bss) are an anonymous row, except for
-    those in its last file page, which becomes the guest's own. With `protect`, a segment without the write flag is a
-    read-only row. Raises SlotError, BackingError, KvmError; then no row was added.
+    A segment's file part is a row of its pages, MAP_PRIVATE; the zeros behind it (.bss) are an anonymous
+    row, except for those in its last file page, which becomes the guest's own. With `protect`, a segment
+    without the write flag is a read-only row. Raises SlotError, BackingError, KvmError; then no row was
+    added.
     """
     rows: list[Row] = []
     try:
@@ -56,7 +58,9 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, protect
     if (segment.gpa - segment.file_offset) % PAGE:
         raise SlotError(f"{where}: its file offset {segment.file_offset:#x} differs from it modulo {PAGE}")
     if not 0 <= segment.file_size <= segment.memory_size:
-        raise SlotError(f"{where}: {segment.file_size} bytes in the file, but {segment.memory_size} in memory")
+        raise SlotError(
+            f"{where}: {segment.file_size} bytes in the file, but {segment.memory_size} in memory"
+        )
     if segment.file_offset + segment.file_size > os.fstat(fd).st_size:
         raise SlotError(f"{where}: its bytes end behind the end of the file, which is truncated")
     start = segment.gpa - skew
@@ -78,7 +82,9 @@ def _mapped(backing: Image, segment: Segment, start: int, end: int, access: Acce
     zeros = min(end, segment.gpa + segment.memory_size) - zeros_at
     mapping = Mapping(backing, end - start, start, writable=access == "rw" or zeros > 0)
     if zeros > 0:
-        memoryview(ffi.buffer(mapping.memory, mapping.size))[zeros_at - start : zeros_at - start + zeros] = bytes(zeros)
+        memoryview(ffi.buffer(mapping.memory, mapping.size))[zeros_at - start : zeros_at - start + zeros] = (
+            bytes(zeros)
+        )
         if access == "ro":
             mapping.protect()
     return mapping

@@ -1,4 +1,4 @@
-"""One row's memory in this process: reserved, mapped, with its options, and given back when the last user is gone."""
+"""One row's memory in this process: reserved, mapped, and given back when its last user is gone."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Mapping:
         limit = getrlimit(RLIMIT_MEMLOCK)[0]
         raise BackingError(
             failed,
-            f"{self.size} bytes cannot be locked in memory: RLIMIT_MEMLOCK is {limit} bytes for all of this process; "
+            f"{self.size} bytes cannot be locked: RLIMIT_MEMLOCK is {limit} bytes for all of this process; "
             "raise it (`ulimit -l`, LimitMEMLOCK= in a systemd unit, memlock in /etc/security/limits.conf) "
             "or leave `lock` out",
         )

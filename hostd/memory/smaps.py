@@ -1,6 +1,8 @@
-"""What a guest's rows really cost, from /proc/PID/smaps: what is resident, shared with others, private, swapped.
+"""What a guest's rows really cost, from /proc/PID/smaps: what is resident, shared with others, private,
+swapped.
 
-A page is shared when more than one process maps it (proc(5)); so an image's pages turn shared with the second guest.
+A page is shared when more than one process maps it (proc(5)); so an image's pages turn shared with the
+second guest.
 """
 
 from __future__ import annotations
@@ -53,8 +55,8 @@ FIELDS = {
 def usage(pid: int | str, ranges: Sequence[tuple[int, int]]) -> list[RowUsage]:
     """Return the usage of the address ranges (start, size) of process `pid` (or "self"), in their order.
 
-    The ranges are whole mappings, as a row's `hva` and `size` are. Raises OSError when the process is gone or is
-    another user's.
+    The ranges are whole mappings, as a row's `hva` and `size` are. Raises OSError when the process is gone
+    or is another user's.
     """
     with open(f"/proc/{pid}/smaps", "rb") as file:
         return parse(file.read().decode(errors="replace").splitlines(), ranges)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hostd.memory._map import ffi, lib
 from hostd.memory.backings import Backing
 from hostd.memory.errors import BackingError, SlotError, reason
-from hostd.memory.layout import ADDRESS_LIMIT, HOLES, SIZE_LIMIT
+from hostd.memory.layout import ADDRESS_LIMIT, HOLES, KERNEL_BYTES_PER_PAGE, PAGE, SIZE_LIMIT
 from hostd.memory.mapping import Mapping, Options
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Access = Literal["rw", "ro"]
 KVM_MEM_READONLY = 2
+LARGE = 16 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class Row:
     gpa: int
     size: int
     access: Access
-    backing: Backing
-    options: Options
+    backing: Backing = field(repr=False)
+    options: Options = field(repr=False)
     index: int
     """number of the KVM slot"""
     mapping: Mapping = field(repr=False)
@@ -66,7 +67,8 @@ class Row:
 class SlotTable:
     """The rows of one guest, in the order of their addresses. A context manager.
 
-    `vm` None: the table has memory but no guest. Rows may be added and removed while the guest runs, from any thread.
+    `vm` None: the table has memory but no guest. Rows may be added and removed while the guest runs, from
+    any thread.
     """
 
     def __init__(self, vm: Vm | None) -> None:
@@ -100,7 +102,7 @@ class SlotTable:
         """Address of the table's `struct slot_rows` (rows.h), good as long as the table."""
         return int(ffi.cast("uintptr_t", self._c_rows))
 
-    # --- rows ------------------------------------------------------------------------------------------------------
+    # --- rows -----------------------------------------------------------------------------------------------
 
     def add(
         self,
@@ -117,12 +119,14 @@ class SlotTable:
     ) -> Row:
         """Give the guest `size` bytes of `backing` at guest physical `gpa`.
 
-        `access` "ro": neither the guest nor this process can write to it. For the other options see `Options`.
-        Raises SlotError (address, size, overlap), BackingError (the host can't), KvmError.
+        `access` "ro": neither the guest nor this process can write to it. For the other options see
+        `Options`. Raises SlotError (address, size, overlap), BackingError (the host can't), KvmError.
         """
         options = Options(lock, prefault, mergeable, thp)
         with self._lock, _told(name, gpa):
             self._check(gpa, size, access, backing.page_size)
+            if self._vm is not None and size >= LARGE:
+                _check_kernel_memory(size)
             writable = access == "rw"
             mapping = Mapping(backing, size, gpa, writable=writable)
             mapping.name(name)
@@ -130,15 +134,21 @@ class SlotTable:
             return self._enter(Row(name, gpa, size, access, backing, options, self._free_index(), mapping))
 
     def add_mapped(self, gpa: int, backing: Backing, mapping: Mapping, *, name: str, access: Access) -> Row:
-        """Add a row whose memory the caller has mapped and filled. Raises SlotError, BackingError, KvmError."""
+        """Add a row whose memory the caller has mapped and filled.
+
+        Raises SlotError, BackingError, KvmError.
+        """
         with self._lock, _told(name, gpa):
             self._check(gpa, mapping.size, access, backing.page_size)
-            return self._enter(Row(name, gpa, mapping.size, access, backing, Options(), self._free_index(), mapping))
+            return self._enter(
+                Row(name, gpa, mapping.size, access, backing, Options(), self._free_index(), mapping)
+            )
 
     def remove(self, row: Row) -> None:
         """Take a row away from the guest, which may be running: its next access is an Mmio exit.
 
-        The memory itself goes when the last memoryview of it does. Raises SlotError when the row is not in the table.
+        The memory itself goes when the last memoryview of it does. Raises SlotError when the row is not in
+        the table.
         """
         with self._lock:
             if row not in self._rows:
@@ -174,7 +184,9 @@ class SlotTable:
         if size > SIZE_LIMIT:
             raise SlotError(f"its size {size} is more than KVM gives one slot ({SIZE_LIMIT} bytes)")
         if gpa + size > ADDRESS_LIMIT:
-            raise SlotError(f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}")
+            raise SlotError(
+                f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}"
+            )
         for hole_name, hole in HOLES.items():
             if gpa < hole.stop and hole.start < gpa + size:
                 raise SlotError(
@@ -184,10 +196,11 @@ class SlotTable:
         for row in self._rows:
             if gpa < row.end and row.gpa < gpa + size:
                 raise SlotError(
-                    f"its {size} bytes overlap slot {row.name} ({row.gpa:#x} to {row.end:#x}); move one of them"
+                    f"its {size} bytes overlap slot {row.name} ({row.gpa:#x} to {row.end:#x}); "
+                    "move one of them"
                 )
 
-    # --- memory ----------------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------
 
     def find(self, gpa: int) -> Row | None:
         """Return the row that holds guest address `gpa`, if any."""
@@ -195,29 +208,40 @@ class SlotTable:
         return self._rows[at] if at >= 0 and gpa < self._rows[at].end else None
 
     def hva(self, gpa: int, size: int = 1) -> int:
-        """Return where the guest's `size` bytes at `gpa` are in this process. Raises SlotError unless one row has them."""
+        """Return where the guest's `size` bytes at `gpa` are in this process.
+
+        Raises SlotError unless one row has them.
+        """
         row = self._holding(gpa, size)
         return row.hva + gpa - row.gpa
 
     def view(self, gpa: int, size: int, writable: bool = True) -> memoryview:
         """Return the guest's `size` bytes at `gpa`, themselves and no copy; numpy.frombuffer takes it.
 
-        It stays good after the row was removed, though no longer the guest's. Raises SlotError unless one row holds
-        them all, or when `writable` and the row is not.
+        It stays good after the row was removed, though no longer the guest's. Raises SlotError unless one
+        row holds them all, or when `writable` and the row is not.
         """
         row = self._holding(gpa, size)
         if writable and not row.writable:
-            raise SlotError(f"slot {row.name} at {row.gpa:#x} is read-only; ask for a view that is not writable")
+            raise SlotError(
+                f"slot {row.name} at {row.gpa:#x} is read-only; ask for a view that is not writable"
+            )
         offset = gpa - row.gpa
         view = memoryview(ffi.buffer(row.mapping.memory, row.size))[offset : offset + size]
         return view if writable else view.toreadonly()
 
     def read(self, gpa: int, size: int) -> bytes:
-        """Return a copy of the guest's `size` bytes at `gpa`, which may lie in several rows. Raises SlotError."""
+        """Return a copy of the guest's `size` bytes at `gpa`, which may lie in several rows.
+
+        Raises SlotError.
+        """
         return b"".join(bytes(self.view(at, count, writable=False)) for at, count in self._pieces(gpa, size))
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
-        """Write `data` at guest address `gpa`, all or nothing; it may lie in several rows. Raises SlotError."""
+        """Write `data` at guest address `gpa`, all or nothing; it may lie in several rows.
+
+        Raises SlotError.
+        """
         source = memoryview(data).cast("B")
         pieces = [(at - gpa, self.view(at, count)) for at, count in self._pieces(gpa, len(source))]
         for offset, view in pieces:
@@ -226,7 +250,9 @@ class SlotTable:
     def _holding(self, gpa: int, size: int) -> Row:
         row = self.find(gpa)
         if size < 0 or row is None or gpa + size > row.end:
-            where = "in no slot" if row is None else f"not all in slot {row.name} ({row.gpa:#x} to {row.end:#x})"
+            where = (
+                "in no slot" if row is None else f"not all in slot {row.name} ({row.gpa:#x} to {row.end:#x})"
+            )
             raise SlotError(f"guest address {gpa:#x}: {size} bytes there are {where}")
         return row
 
@@ -238,6 +264,18 @@ class SlotTable:
             count = min(size, row.end - gpa)
             yield gpa, count
             gpa, size = gpa + count, size - count
+
+
+def _check_kernel_memory(size: int) -> None:
+    """Reject a row whose bookkeeping in the kernel alone would starve the host."""
+    needed = size // PAGE * KERNEL_BYTES_PER_PAGE
+    with open("/proc/meminfo") as file:
+        available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
+    if needed > available // 2:
+        raise SlotError(
+            f"its size {size} is more than this host allows: KVM may keep {needed} bytes of tables for it, and "
+            f"{available} bytes are free; make the row smaller"
+        )
 
 
 @contextlib.contextmanager

@@ -27,7 +27,10 @@ class Backing:
         return PAGE
 
     def map_at(self, address: int, size: int, writable: bool) -> None:
-        """Map `size` bytes at `address` of this process, inside a reservation. Raises SlotError, BackingError."""
+        """Map `size` bytes at `address` of this process, inside a reservation.
+
+        Raises SlotError, BackingError.
+        """
         raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
@@ -36,7 +39,7 @@ class Backing:
 
 
 class FileBacking(Backing):
-    """A backing that maps a file, given by descriptor (which stays the caller's) or path, from an offset on."""
+    """A file from an offset on, given by path or by descriptor (which stays the caller's)."""
 
     def __init__(self, file: int | str | os.PathLike[str], offset: int = 0) -> None:
         self.file = file if isinstance(file, int) else os.fspath(file)
@@ -66,7 +69,9 @@ class FileBacking(Backing):
             flags = lib.MAP_SHARED if self.shared else lib.MAP_PRIVATE | lib.MAP_NORESERVE
             failed = -lib.map_over(address, size, writable, flags, fd, self.offset)
         if failed == errno.EACCES and writable:
-            raise BackingError(failed, f"{self.source} is open for reading only; map it read-only or open it for both")
+            raise BackingError(
+                failed, f"{self.source} is open for reading only; map it read-only or open it for both"
+            )
         if failed == errno.ENODEV:
             raise BackingError(failed, f"{self.source} cannot be mapped; name a file or device that can")
         if failed == errno.ENOMEM and self.page_size > PAGE:
@@ -96,7 +101,9 @@ class FileBacking(Backing):
     def _check(self, fd: int, size: int) -> None:
         """Reject what would end in a SIGBUS: a page that begins behind the file's end."""
         if self.offset < 0 or self.offset % self.page_size:
-            raise SlotError(f"offset {self.offset:#x} in {self.source} is no multiple of {self.page_size} bytes")
+            raise SlotError(
+                f"offset {self.offset:#x} in {self.source} is no multiple of {self.page_size} bytes"
+            )
         found = os.fstat(fd)
         pages = -(-found.st_size // self.page_size) * self.page_size
         if stat.S_ISREG(found.st_mode) and self.offset + size > pages:

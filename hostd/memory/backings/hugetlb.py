@@ -11,7 +11,10 @@ from hostd.memory.layout import HUGE_PAGE
 
 
 class Hugetlb(Backing):
-    """Anonymous hugetlb memory. The pages are reserved with the row, so a shortage shows there and not in the guest."""
+    """Anonymous hugetlb memory.
+
+    The pages are reserved with the row, so a shortage shows there and not in the guest.
+    """
 
     kind = "hugetlb"
 

@@ -6,6 +6,6 @@ from hostd.memory.backings.base import FileBacking
 
 
 class Image(FileBacking):
-    """A file mapped MAP_PRIVATE: a page is the page cache's own until the guest writes to it, then it is the guest's."""
+    """A file mapped MAP_PRIVATE: a page is the page cache's until the guest writes it, then the guest's."""
 
     kind = "image"
