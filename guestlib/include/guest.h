@@ -14,8 +14,6 @@
 #include "guest_abi.h"
 #include "channel.h"
 
-int main(int argc, char **argv);
-
 /* Ends the guest with `code` (0..255): 0 is success. */
 _Noreturn void guest_exit(int code);
 

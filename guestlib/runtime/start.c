@@ -53,6 +53,7 @@ _Noreturn void guest_exit(int code) {
         call(GUEST_CALL_EXIT);
 }
 
+int main(int argc, char **argv);
 _Noreturn void _start(const struct guest_info *given);
 
 _Noreturn void _start(const struct guest_info *given) {

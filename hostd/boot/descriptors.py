@@ -17,6 +17,7 @@ STUB_SIZE = 8
 # Offsets in the system page.
 GDT, TSS, IDT, STUBS = 0x000, 0x080, 0x200, 0x400
 
+GDT_SIZE = 6 * 8
 KERNEL_CODE, USER_DATA, USER_CODE, TASK = 0x08, 0x10, 0x18, 0x20  # selectors; the user's with RPL 3 added
 RING3 = 3
 

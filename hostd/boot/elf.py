@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from hostd.boot.errors import ImageError
+from hostd.memory import Segment
 from hostd.boot._abi import lib
 
 PAGE = 4096
@@ -21,18 +22,9 @@ PF_X, PF_W = 1, 2
 MAX_SEGMENTS = 64
 
 
-@dataclass(frozen=True)
-class ImageSegment:
-    """One PT_LOAD: `file_size` bytes at `file_offset` appear at `gpa`; up to `memory_size` zeros follow.
-
-    `flags` are ELF's: 1 execute, 2 write, 4 read.
-    """
-
-    gpa: int
-    file_offset: int
-    file_size: int
-    memory_size: int
-    flags: int
+@dataclass(frozen=True, slots=True)
+class ImageSegment(Segment):
+    """One PT_LOAD, and the pages it takes."""
 
     @property
     def first_page(self) -> int:

@@ -8,6 +8,7 @@ from hostd.boot._abi import ffi, lib
 from hostd.boot.address_map import AddressMap
 from hostd.boot.errors import ImageError
 
+KINDS: dict[str, int] = {}
 ROLES = {"send": lib.GUEST_ROLE_SEND, "receive": lib.GUEST_ROLE_RECEIVE, "join": lib.GUEST_ROLE_JOIN}
 
 

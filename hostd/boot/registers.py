@@ -5,18 +5,49 @@ Bits: AMD64 Architecture Programmer's Manual, volume 2, chapter 3.
 
 from __future__ import annotations
 
+from typing import Any
+
 from hostd.boot._abi import lib
-from hostd.boot.descriptors import GDT, IDT, KERNEL_CODE, RING3, TASK, TSS, TSS_SIZE, USER_CODE, USER_DATA, VECTORS
-from hostd.kvm import Vcpu
+from hostd.boot.descriptors import GDT, GDT_SIZE, IDT, RING3, TASK, TSS, TSS_SIZE, USER_CODE, USER_DATA, VECTORS
+from hostd.kvm import System, Vcpu
 
 CR0 = 0x80050033  # PG, AM, WP, NE, ET, MP, PE
 CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE = 1 << 5, 1 << 9, 1 << 10, 1 << 18
 EFER = 1 << 8 | 1 << 10 | 1 << 11  # LME, LMA, NXE
 # IOPL 3 is what kvm_amd asks for a port, the TSS bitmap what kvm_pvm asks; bit 9 is IF, bit 1 is always set.
 RFLAGS = 0x3202
-XCR0_WANTED = 0b111  # x87, SSE, AVX
+XCR0 = 0b111  # x87, SSE, AVX
+CODE, DATA, TSS_BUSY = 0xB, 0x3, 0xB  # descriptor types
+GATE_SIZE = 16
 
 
-def enter_ring3(vcpu: Vcpu, entry: int, stack: int) -> None:
+def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     """Set every register of `vcpu` so that it starts at `entry` with RSP = `stack` and RDI = the info area."""
-    raise NotImplementedError
+    cpuid = system.supported_cpuid()
+    vcpu.set_cpuid(cpuid)
+    sregs = vcpu.sregs
+    base = lib.GUEST_SYSTEM_PAGE
+    sregs.gdt = {"base": base + GDT, "limit": GDT_SIZE - 1}
+    sregs.idt = {"base": base + IDT, "limit": VECTORS * GATE_SIZE - 1}
+    sregs.tr = {"base": base + TSS, "limit": TSS_SIZE - 1, "selector": TASK, "type": TSS_BUSY, "present": 1}
+    flat = {"limit": 0xFFFFFFFF, "s": 1, "present": 1, "g": 1, "dpl": RING3}
+    sregs.cs = flat | {"selector": USER_CODE | RING3, "type": CODE, "l": 1}
+    data = flat | {"selector": USER_DATA | RING3, "type": DATA, "db": 1}
+    sregs.ss = data
+    sregs.ds = sregs.es = sregs.fs = sregs.gs = data
+    sregs.cr0, sregs.cr3, sregs.efer = CR0, lib.GUEST_TABLES, EFER
+    avx = has_avx(cpuid)
+    sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | (CR4_OSXSAVE if avx else 0)
+    vcpu.sregs = sregs
+    if avx:
+        vcpu.xcrs = {0: XCR0}
+    regs = vcpu.regs
+    regs.rip, regs.rsp, regs.rdi, regs.rflags = entry, stack, lib.GUEST_INFO, RFLAGS
+    vcpu.regs = regs
+
+
+def has_avx(cpuid: Any) -> bool:
+    """Tell whether KVM's CPUID entries offer XSAVE and AVX (leaf 1, ECX bits 26 and 28)."""
+    entries = cpuid.entries[0 : cpuid.nent]
+    leaf = next((entry.ecx for entry in entries if entry.function == 1), 0)
+    return bool(leaf >> 26 & 1 and leaf >> 28 & 1)

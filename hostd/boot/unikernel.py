@@ -10,7 +10,8 @@ from hostd.boot.address_map import AddressMap, Span, round_up
 from hostd.boot.descriptors import system_page
 from hostd.boot.elf import PF_W, PF_X, Image
 from hostd.boot.paging import HUGE_PAGE, PAGE, PageTables
-from hostd.memory import Anonymous, Hugetlb, RegionBacking, Segment, SlotTable, map_image
+from hostd.memory import Anonymous, Hugetlb, RegionBacking, SlotTable, map_image
+from hostd.memory.table import Access
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class RegionRow:
 
     name: str
     descriptor: int
-    access: str
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,7 @@ def map_rows(
     """Add the guest's rows to `table`; `descriptor` is the image file's."""
     row_options = options.of_row()
     table.add(places.low.start, places.low.size, Anonymous(), name="low", **row_options)
-    segments = [Segment(s.gpa, s.file_offset, s.file_size, s.memory_size, s.flags) for s in image.segments]
-    map_image(table, descriptor, segments)
+    map_image(table, descriptor, image.segments)
     for span in places.ram:
         huge = _huge_part(span) if options.hugetlb else None
         for part in _parts(span, huge):

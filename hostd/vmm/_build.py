@@ -13,6 +13,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(
     """
     #define CALLS_BELLS 4096
+    struct kvm_run;
     struct guest_calls {
         uint64_t console_left, waits, console_bytes;
         ...;

@@ -43,7 +43,8 @@ class Guest:
         region_descriptors, self.bells = rest[: len(self._regions)], rest[len(self._regions) :]
         image = Image.of(spec["image"])
         self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions])
-        self.vm = System.open().create_vm()
+        system = System.open()
+        self.vm = system.create_vm()
         self.table = SlotTable(self.vm)
         rows = [
             RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)
@@ -52,7 +53,7 @@ class Guest:
         self.vcpu = self.vm.create_vcpu(0)
         info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
         write_tables(self.table, image, self.places, [r["access"] == "rw" for r in self._regions], info)
-        enter_ring3(self.vcpu, image.entry, self.places.stack.end - 8)
+        enter_ring3(system, self.vcpu, image.entry, self.places.stack.end - 8)
         self._bind_doorbells()
         self._calls = ffi.new("struct guest_calls *")
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
