@@ -9,7 +9,7 @@ with Host() as host:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hostd.host import Host
@@ -18,8 +18,8 @@ __all__ = ["Host"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    # Guest processes and the command line's help import this package; the supervisor behind Host they must not.
+def __getattr__(name: str) -> object:
+    # Guest processes and the command line's help import this package; what is behind Host they must not.
     if name == "Host":
         from hostd.host import Host
 

@@ -1,1 +1,1 @@
-"""Frames, requests and answers over Unix sockets: how commands talk to a supervisor (docs/control-protocol.md)."""
+"""How commands talk to a supervisor: frames, requests and answers. See docs/control-protocol.md."""

@@ -1,7 +1,7 @@
 """Frames: a 4-byte little-endian length, then that many bytes of msgpack holding one map.
 
-Used by the control socket and by guest processes. Whatever comes in is hostile: a length over the limit is refused before a
-byte of it is kept, and what doesn't decode to a map with text keys is an error, never a crash.
+Used by the control socket and by guest processes. Whatever comes in is hostile: a length over the limit is
+refused before its body is kept, and what doesn't decode to a map with text keys is an error, never a crash.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FrameReader:
     def feed(self, data: bytes) -> list[Message]:
         """Take the next bytes of the stream; return the messages that they complete.
 
-        Raises FrameError for a length over the limit, for zero bytes, and for a body that is no msgpack map; the stream can't be
+        Raises FrameError for a length over the limit and for a body that is no msgpack map; the stream can't be
         read on after it.
         """
         self.buffer += data
@@ -70,7 +70,7 @@ class FrameReader:
 def _unpack(body: bytes) -> Message:
     try:
         message = msgpack.unpackb(body, max_array_len=ITEM_LIMIT, max_map_len=ITEM_LIMIT)
-    # msgpack raises ValueError, UnpackException, UnicodeDecodeError, RecursionError or StackError on what it can't read.
+    # msgpack has many: ValueError, UnpackException, UnicodeDecodeError, StackError, ...
     except Exception as error:
         raise FrameError("a frame holds no valid msgpack") from error
     if not isinstance(message, dict) or not all(isinstance(key, str) for key in message):

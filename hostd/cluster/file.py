@@ -1,0 +1,221 @@
+"""Read a cluster file: TOML, overrides, schema, then what one key says about another."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from hostd.cluster import model
+from hostd.cluster.errors import ClusterFileError
+from hostd.cluster.overrides import apply_overrides
+from hostd.cluster.schema import FileTable, GuestTable, RegionTable, known_keys
+
+FILE_LIMIT = 4 << 20
+NAME_RULE = "small letters, digits, - and _, starting with a letter or digit, at most 40"
+
+
+def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> model.Cluster:
+    """Read and check the cluster file at `path` with `--set` overrides applied. Raises ClusterFileError."""
+    file = Path(path)
+    tables = _tables(file)
+    apply_overrides(tables, overrides)
+    try:
+        checked = FileTable.model_validate(tables)
+    except ValidationError as error:
+        raise ClusterFileError(f"{file}: {_sentence(error)}") from None
+    try:
+        cluster = _cluster(file.resolve(), checked, tuple(overrides))
+        _check(cluster)
+    except ClusterFileError as error:
+        raise ClusterFileError(f"{file}: {error}") from None
+    return cluster
+
+
+def _tables(file: Path) -> dict[str, Any]:
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(FILE_LIMIT + 1)
+    except FileNotFoundError:
+        raise ClusterFileError(f"{file}: no such cluster file") from None
+    except OSError as error:
+        raise ClusterFileError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(data) > FILE_LIMIT:
+        raise ClusterFileError(f"{file}: is larger than {FILE_LIMIT} bytes, so it is no cluster file")
+    try:
+        return tomllib.loads(data.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ClusterFileError(f"{file}: is no TOML: {error}") from None
+
+
+def _sentence(error: ValidationError) -> str:
+    """Say the first thing that is wrong: its key and what to do."""
+    first = error.errors(include_url=False)[0]
+    # Union members and "[key]" are pydantic's own path parts, not the file's.
+    own = {"[key]", "FileBacking", "literal['shm','hugetlb']"}
+    path = [str(part) for part in first["loc"] if part not in own]
+    key = ".".join(path)
+    kind, given = first["type"], first.get("input")
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(path[-1], known_keys(path[:-1]))}"
+    if kind == "missing":
+        return f"{key}: is missing"
+    if "[key]" in first["loc"]:
+        rule = "a variable's name without =" if "env" in path else NAME_RULE
+        return f"{key}: {given!r} is no valid name; use {rule}"
+    if kind == "literal_error":
+        return f"{key}: {given!r} is not one of {first['ctx']['expected']}"
+    if kind == "string_pattern_mismatch":
+        rule = NAME_RULE if path[-1] == "name" else "text without a zero byte"
+        return f"{key}: {given!r} is not allowed; use {rule}"
+    if kind == "value_error":
+        return f"{key}: {first['ctx']['error']}"
+    if kind in ("model_type", "dict_type"):
+        return f"{key}: {given!r} is no table; give it keys of its own"
+    message = (
+        first["msg"].removeprefix("Input ").replace("should be a valid", "is no").replace("should", "must")
+    )
+    return f"{key}: {given!r} {message[0].lower()}{message[1:]}"
+
+
+def _suggestion(key: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(key, list(known), n=1)
+    if near:
+        return f"; did you mean {near[0]}?"
+    return f"; there are {', '.join(known)}" if known else ""
+
+
+def _cluster(file: Path, tables: FileTable, overrides: tuple[str, ...]) -> model.Cluster:
+    name = tables.cluster.name or file.stem
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
+        raise ClusterFileError(
+            f'its own name {name!r} cannot name the cluster; give [cluster] name = "..." ({NAME_RULE})'
+        )
+    folder = file.parent
+    channels = {n: model.Channel(name=n, **dict(table)) for n, table in tables.channel.items()}
+    return model.Cluster(
+        name=name,
+        path=file,
+        regions={n: _region(folder, n, table) for n, table in tables.region.items()},
+        channels=channels,
+        guests={n: _guest(folder, n, table) for n, table in tables.guest.items()},
+        baselines=tuple(tables.bench.baselines),
+        check=tuple(tables.check.command) if tables.check else (),
+        overrides=overrides,
+    )
+
+
+def _region(folder: Path, name: str, table: RegionTable) -> model.Region:
+    backing = table.backing if isinstance(table.backing, str) else (folder / table.backing.file).resolve()
+    file = None if table.file is None else (folder / table.file).resolve()
+    if file is not None and (table.size is not None or "backing" in table.model_fields_set):
+        raise ClusterFileError(
+            f"region.{name}: file maps a whole file as it is and takes no size or backing; remove one of them"
+        )
+    return model.Region(name, table.size or 0, backing, file)
+
+
+def _guest(folder: Path, name: str, table: GuestTable) -> model.Guest:
+    slots = [
+        model.Slot(
+            name=slot.name or f"slot-{number}",
+            gpa=slot.gpa,
+            size=slot.size,
+            backing=slot.backing,
+            path=None if slot.path is None else (folder / slot.path).resolve(),
+            offset=slot.offset,
+            access=slot.access,
+        )
+        for number, slot in enumerate(table.slot)
+    ]
+    return model.Guest(
+        name=name,
+        sources=tuple((folder / source).resolve() for source in table.program or ()),
+        image=None if table.image is None else (folder / table.image).resolve(),
+        memory=table.memory,
+        args=tuple(table.args),
+        env=table.env,
+        count=table.count,
+        after=tuple(table.after),
+        restart=table.restart,
+        cpus=tuple(table.cpu),
+        regions=table.regions,
+        channels=table.channels,
+        options={key: getattr(table, key) for key in ("lock", "prefault", "mergeable", "thp", "hugetlb")},
+        slots=tuple(slots),
+        log_limit=table.log_limit,
+    )
+
+
+def _check(cluster: model.Cluster) -> None:
+    if not cluster.guests:
+        raise ClusterFileError("has no guest; declare one with [guest.NAME]")
+    for channel in cluster.channels.values():
+        region = cluster.regions.get(channel.region)
+        if region is None:
+            near = _suggestion(channel.region, cluster.regions)
+            raise ClusterFileError(
+                f"channel.{channel.name}.region: region {channel.region!r} is not declared{near}"
+            )
+        if region.raw:
+            raise ClusterFileError(
+                f"channel.{channel.name}.region: region {region.name!r} is a file, which holds no channels"
+            )
+    for guest in cluster.guests.values():
+        _check_guest(cluster, guest)
+
+
+def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
+    where = f"guest.{guest.name}"
+    if bool(guest.sources) == bool(guest.image):
+        raise ClusterFileError(f'{where}: give either program = "SOURCE.c" or image = "FILE.elf"')
+    for kind, used, declared in (
+        ("region", guest.regions, cluster.regions),
+        ("channel", guest.channels, cluster.channels),
+    ):
+        for name in used:
+            if name not in declared:
+                near = _suggestion(name, declared)
+                raise ClusterFileError(f"{where}.{kind}s.{name}: {kind} {name!r} is not declared{near}")
+    for name in guest.after:
+        if name not in cluster.guests:
+            near = _suggestion(name, cluster.guests)
+            raise ClusterFileError(f"{where}.after: guest {name!r} is not declared{near}")
+    for name, role in guest.channels.items():
+        _check_end(where, cluster.channels[name], role, guest)
+    for slot in guest.slots:
+        if (slot.path is None) == (slot.backing in ("file", "device")):
+            verb = "needs a path" if slot.path is None else "takes no path"
+            raise ClusterFileError(f"{where}.slot.{slot.name}: backing {slot.backing!r} {verb}")
+    _check_overlap(where, guest.slots)
+
+
+def _check_end(where: str, channel: model.Channel, role: str, guest: model.Guest) -> None:
+    if (role == "join") != (channel.kind == "barrier"):
+        roles = "join" if channel.kind == "barrier" else "send or receive"
+        raise ClusterFileError(
+            f"{where}.channels.{channel.name}: a {channel.kind} channel takes {roles}, not {role!r}"
+        )
+    reads_only = channel.kind == "broadcast" and role == "receive"
+    if guest.regions.get(channel.region) == "ro" and not reads_only:
+        raise ClusterFileError(
+            f"{where}.channels.{channel.name}: {role!r} writes to region {channel.region!r}, which "
+            f"{where}.regions maps read-only; map it rw"
+        )
+
+
+def _check_overlap(where: str, slots: Sequence[model.Slot]) -> None:
+    ordered = sorted(slots, key=lambda slot: slot.gpa)
+    for low, high in itertools.pairwise(ordered):
+        if low.gpa + low.size > high.gpa:
+            raise ClusterFileError(
+                f"{where}.slot: {low.name} ({low.gpa:#x} to {low.gpa + low.size:#x}) and {high.name} "
+                f"(from {high.gpa:#x}) overlap; move one"
+            )

@@ -1,0 +1,156 @@
+"""The cluster file's keys, as pydantic models: types, defaults, ranges, unknown keys."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from hostd.cluster.sizes import parse_size
+
+PAGE = 4096
+
+
+def _size(value: object) -> int:
+    return parse_size(value)
+
+
+def _pages(value: object) -> int:
+    size = parse_size(value)
+    if size % PAGE:
+        raise ValueError(f"{size:#x} is not aligned; give a multiple of the page size, {PAGE}")
+    return size
+
+
+def _address(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 52:
+        raise ValueError(f"{value!r} is no guest address; give an integer such as 0x40000000")
+    if value % PAGE:
+        raise ValueError(f"{value:#x} is not aligned; give a multiple of the page size, {PAGE}")
+    return value
+
+
+def _list(value: object) -> object:
+    return [value] if isinstance(value, str | int) else value
+
+
+Size = Annotated[int, BeforeValidator(_size)]
+Pages = Annotated[int, BeforeValidator(_pages)]
+Address = Annotated[int, BeforeValidator(_address)]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=40)]
+# No zero byte: these become C strings.
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+Variable = Annotated[str, StringConstraints(pattern=r"^[^\x00=]+$")]
+Texts = Annotated[list[Text], BeforeValidator(_list)]
+Cpu = Annotated[int, Field(ge=0, lt=4096)]
+
+
+class Table(BaseModel):
+    """A table of the file: unknown keys are errors, and a number is no text."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class ClusterTable(Table):
+    """[cluster]"""
+
+    name: Name | None = None
+
+
+class FileBacking(Table):
+    """backing = {file = "PATH"}"""
+
+    file: Text
+
+
+class RegionTable(Table):
+    """[region.NAME]"""
+
+    size: Size | None = None
+    backing: Literal["shm", "hugetlb"] | FileBacking = "shm"
+    file: Text | None = None
+
+
+class ChannelTable(Table):
+    """[channel.NAME]"""
+
+    region: str
+    kind: Literal["spsc", "mpsc", "broadcast", "barrier"] = "spsc"
+    size: Size = 64 << 10
+    max_message: Size | None = None
+    lanes: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+
+class SlotTable(Table):
+    """[[guest.NAME.slot]]"""
+
+    name: Name | None = None
+    gpa: Address
+    size: Pages
+    backing: Literal["file", "device", "anonymous", "hugetlb"]
+    path: Text | None = None
+    offset: Address = 0
+    access: Literal["rw", "ro"] = "rw"
+
+
+class GuestTable(Table):
+    """[guest.NAME]"""
+
+    program: Texts | None = None
+    image: Text | None = None
+    memory: Pages = 16 << 20
+    args: list[Text] = []
+    env: dict[Variable, Text] = {}
+    count: Annotated[int, Field(ge=1, le=10000)] | None = None
+    after: Annotated[list[str], BeforeValidator(_list)] = []
+    restart: Literal["no", "on-failure", "always"] = "no"
+    cpu: Annotated[list[Cpu], BeforeValidator(_list)] = []
+    vcpus: Literal[1] = 1
+    regions: dict[str, Literal["rw", "ro"]] = {}
+    channels: dict[str, Literal["send", "receive", "join"]] = {}
+    lock: bool = False
+    prefault: bool = False
+    mergeable: bool = False
+    thp: bool | None = None
+    hugetlb: bool = False
+    slot: list[SlotTable] = []
+    log_limit: Size = 16 << 20
+
+
+class BenchTable(Table):
+    """[bench]"""
+
+    baselines: list[str] = []
+
+
+class CheckTable(Table):
+    """[check]"""
+
+    command: Annotated[list[Text], Field(min_length=1)]
+
+
+class FileTable(Table):
+    """The whole file."""
+
+    cluster: ClusterTable = ClusterTable()
+    region: dict[Name, RegionTable] = {}
+    channel: dict[Name, ChannelTable] = {}
+    guest: dict[Name, GuestTable] = {}
+    bench: BenchTable = BenchTable()
+    check: CheckTable | None = None
+
+
+def known_keys(path: list[str]) -> list[str]:
+    """Return the keys that the table at `path` may have, to suggest one for a key it may not."""
+    tables: dict[str, Any] = {
+        "cluster": ClusterTable,
+        "region": RegionTable,
+        "channel": ChannelTable,
+        "guest": GuestTable,
+        "bench": BenchTable,
+        "check": CheckTable,
+    }
+    if not path:
+        return list(tables)
+    table = SlotTable if "slot" in path[2:] else tables.get(path[0])
+    return list(table.model_fields) if table is not None else []
