@@ -5,6 +5,11 @@ from __future__ import annotations
 import errno as errors
 import os
 
+# Arguments that are counted; the others are addresses and bits.
+COUNTS = frozenset(
+    {"slot", "index", "vcpu", "fd", "length", "entries", "count", "room", "gsi", "level", "type"}
+)
+
 
 class KvmError(OSError):
     """An ioctl of KVM failed: its `ioctl` name, `errno` and the `arguments` that matter."""
@@ -19,7 +24,7 @@ class KvmError(OSError):
 
     def __str__(self) -> str:
         values = ", ".join(
-            f"{name}={value:#x}" if isinstance(value, int) and value > 9 else f"{name}={value}"
+            f"{name}={value:#x}" if isinstance(value, int) and name not in COUNTS else f"{name}={value}"
             for name, value in self.arguments.items()
         )
         name = errors.errorcode.get(self.errno or 0, str(self.errno))

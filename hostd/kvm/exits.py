@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,5 +138,5 @@ BY_REASON: dict[int, Callable[[int, tuple[int, ...]], Exit]] = {
 
 def of_reason(reason: int, address: int, words: tuple[int, ...]) -> Exit:
     """Return the exit for KVM's `reason`, as vcpu_exit() of exit.c flattens it."""
-    make: Any = BY_REASON.get(reason)
+    make = BY_REASON.get(reason)
     return make(address, words) if make is not None else Unknown(reason, words)

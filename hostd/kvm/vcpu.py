@@ -159,7 +159,7 @@ class Vcpu:
 
     @property
     def fpu(self) -> Fpu:
-        """x87 and SSE state (struct kvm_fpu)."""
+        """x87 and SSE state (struct kvm_fpu); KVM leaves MXCSR as it is when this is assigned."""
         value: Fpu = self._get("kvm_fpu", "KVM_GET_FPU")
         return value
 
