@@ -1,4 +1,4 @@
-"""The cluster file: read, checked, planned into guests, regions and channel ends. See docs/cluster-file.md."""
+"""The cluster file: read, checked, planned into guests and channel ends. See docs/cluster-file.md."""
 
 from hostd.cluster.errors import ClusterFileError
 

@@ -64,25 +64,25 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(path)
     kind, given = first["type"], first.get("input")
     if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(path[-1], known_keys(path[:-1]))}"
-    if kind == "missing":
-        return f"{key}: is missing"
-    if "[key]" in first["loc"]:
+        problem = f"unknown key{_suggestion(path[-1], known_keys(path[:-1]))}"
+    elif kind == "missing":
+        problem = "is missing"
+    elif "[key]" in first["loc"]:
         rule = "a variable's name without =" if "env" in path else NAME_RULE
-        return f"{key}: {given!r} is no valid name; use {rule}"
-    if kind == "literal_error":
-        return f"{key}: {given!r} is not one of {first['ctx']['expected']}"
-    if kind == "string_pattern_mismatch":
+        problem = f"{given!r} is no valid name; use {rule}"
+    elif kind == "literal_error":
+        problem = f"{given!r} is not one of {first['ctx']['expected']}"
+    elif kind == "string_pattern_mismatch":
         rule = NAME_RULE if path[-1] == "name" else "text without a zero byte"
-        return f"{key}: {given!r} is not allowed; use {rule}"
-    if kind == "value_error":
-        return f"{key}: {first['ctx']['error']}"
-    if kind in ("model_type", "dict_type"):
-        return f"{key}: {given!r} is no table; give it keys of its own"
-    message = (
-        first["msg"].removeprefix("Input ").replace("should be a valid", "is no").replace("should", "must")
-    )
-    return f"{key}: {given!r} {message[0].lower()}{message[1:]}"
+        problem = f"{given!r} is not allowed; use {rule}"
+    elif kind == "value_error":
+        problem = str(first["ctx"]["error"])
+    elif kind in ("model_type", "dict_type"):
+        problem = f"{given!r} is no table; give it keys of its own"
+    else:
+        message = first["msg"].removeprefix("Input ").replace("should be a valid", "is no")
+        problem = f"{given!r}: {message.replace('should', 'must')}"
+    return f"{key}: {problem}"
 
 
 def _suggestion(key: str, known: Iterable[str]) -> str:

@@ -43,8 +43,8 @@ class FrameReader:
     def feed(self, data: bytes) -> list[Message]:
         """Take the next bytes of the stream; return the messages that they complete.
 
-        Raises FrameError for a length over the limit and for a body that is no msgpack map; the stream can't be
-        read on after it.
+        Raises FrameError for a length over the limit and for a body that is no msgpack map; the stream can't
+        be read on after it.
         """
         self.buffer += data
         messages = []
