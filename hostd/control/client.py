@@ -42,7 +42,7 @@ class Client:
             self._socket.close()
             raise
 
-    def call(self, name: str, *, timeout: float | None = 30.0, **arguments: Any) -> Any:
+    def call(self, name: str, *, timeout: float | None = 30.0, **arguments: object) -> Any:  # noqa: ANN401
         """Ask the supervisor and return its answer, waiting at most `timeout` seconds (None: for ever).
 
         Raises ControlError with the supervisor's own sentence, or when it doesn't answer.

@@ -1,7 +1,7 @@
 """The answering side: an asyncio server on a Unix socket.
 
-One connection can't disturb another or the supervisor: frames are limited, a frame must be whole within a time limit, and
-whatever is wrong gets one error and the connection is closed.
+One connection can't disturb another or the supervisor: frames are limited, a frame must be whole within a
+time limit, and whatever is wrong gets one error and the connection is closed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from hostd.control.client import VERSION
 from hostd.control.framing import REQUEST_LIMIT, FrameError, FrameReader, Message, pack_frame
 
-Call = Callable[[Mapping[str, Any]], Awaitable[Any]]
+Call = Callable[[Mapping[str, Any]], Awaitable[object]]
 FRAME_TIMEOUT = 10.0
 """seconds in which a frame that has begun must be whole"""
 CONNECTION_LIMIT = 128
@@ -96,27 +96,28 @@ class Server:
                 await _send(writer, await self._answer(message))
 
     async def _answer(self, request: Message) -> Message:
-        answer: Message = {"id": request.get("id")}
-        name, arguments = request.get("call"), request.get("args", {})
+        name = request.get("call")
+        try:
+            answer = {"ok": await self._call(request, name)}
+            pack_frame(answer)
+        except (RequestError, FrameError) as error:
+            answer = {"error": f"{error}"}
+        except (KeyError, TypeError, ValueError) as error:
+            answer = {"error": f"{name}: wrong arguments: {error!r}"}
+        except OSError as error:
+            answer = {"error": f"{name}: {error}"}
+        return {"id": request.get("id"), **answer}
+
+    async def _call(self, request: Message, name: object) -> object:
+        arguments = request.get("args", {})
         call = self._calls.get(name) if isinstance(name, str) else None
         if request.get("v") != VERSION:
-            return answer | {
-                "error": f"control: version {request.get('v')!r} is not spoken here, only {VERSION}"
-            }
+            raise RequestError(f"version {request.get('v')!r} is not spoken here, only {VERSION}")
         if call is None:
-            return answer | {"error": f"control: there is no call {name!r}"}
+            raise RequestError(f"there is no call {name!r}")
         if not isinstance(arguments, dict):
-            return answer | {"error": f"control: {name}: args is no map"}
-        try:
-            result = await call(arguments)
-            pack_frame({"ok": result})
-        except (RequestError, FrameError) as error:
-            return answer | {"error": str(error)}
-        except (KeyError, TypeError, ValueError) as error:
-            return answer | {"error": f"control: {name}: wrong arguments: {error!r}"}
-        except OSError as error:
-            return answer | {"error": f"{name}: {error}"}
-        return answer | {"ok": result}
+            raise RequestError(f"{name}: args is no map")
+        return await call(arguments)
 
 
 async def _send(writer: asyncio.StreamWriter, message: Message) -> None:
