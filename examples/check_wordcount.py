@@ -44,7 +44,11 @@ def expected() -> dict[str, int | str]:
 def main() -> int:
     """Compare; return the exit code."""
     reports = json.load(sys.stdin)["guests"]["total"]["reports"]
-    wrong = [f"{key}: guests {reports.get(key)}, Python {value}" for key, value in expected().items() if reports.get(key) != value]
+    wrong = [
+        f"{key}: guests {reports.get(key)}, Python {value}"
+        for key, value in expected().items()
+        if reports.get(key) != value
+    ]
     sentence = "differs from plain Python's count: " + "; ".join(wrong) if wrong else "equals plain Python's count"
     print(json.dumps({"sentence": sentence}))
     return 1 if wrong else 0

@@ -1,4 +1,4 @@
-"""What `make demo` runs: doctor, wordcount, pingpong, then what could be seen: the slot table, the sharing, the round trip."""
+"""What `make demo` runs: doctor, wordcount, pingpong, and the slot table of a guest."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def hostd(*arguments: str) -> None:
 def hostd_json(*arguments: str) -> Any:
     """Run a hostd command with --json and return what it printed."""
     out.print(f"\n[bold]$ hostd {' '.join(arguments)} --json[/bold]")
-    done = subprocess.run([HOSTD, *arguments, "--json"], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [HOSTD, *arguments, "--json"], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         out.print(done.stderr or done.stdout)
         sys.exit(done.returncode)
@@ -39,7 +41,7 @@ def wordcount() -> None:
     total = run["guests"]["total"]["reports"]
     shares = [guest["reports"]["count_ns"] / 1e6 for name, guest in run["guests"].items() if name != "total"]
     out.print(
-        f"{total['words']} words, {total['distinct']} different, most often \"{total['top_1']}\" ({total['num_1']}); "
+        f'{total["words"]} words, {total["distinct"]} different, most often "{total["top_1"]}" ({total["num_1"]}); '
         f"{run['check']['sentence']}\n"
         f"{len(shares)} guests mapped the book read-only and took {min(shares):.1f} to {max(shares):.1f} ms each for "
         f"their shares; {total['messages']} messages to the ninth; the whole run {run['seconds']:.2f} s"

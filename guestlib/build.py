@@ -18,7 +18,13 @@ COMPILE = (
 ).split()
 # A unikernel runs on the machine that builds it, and its FPU state is set up for AVX.
 AVX2 = ["-march=x86-64-v3"]
-LINK = ["-nostdlib", "-static", f"-Wl,-T,{RUNTIME / 'link.ld'}", "-Wl,-z,max-page-size=4096", "-Wl,--build-id=none"]
+LINK = [
+    "-nostdlib",
+    "-static",
+    f"-Wl,-T,{RUNTIME / 'link.ld'}",
+    "-Wl,-z,max-page-size=4096",
+    "-Wl,--build-id=none",
+]
 
 
 class BuildError(Exception):
@@ -63,7 +69,11 @@ def compile_program(sources: Sequence[str | Path], output: str | Path, flags: Se
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         done = subprocess.run(
-            command(compiler, paths, partial, flags), capture_output=True, text=True, check=False, errors="replace"
+            command(compiler, paths, partial, flags),
+            capture_output=True,
+            text=True,
+            check=False,
+            errors="replace",
         )
         if done.returncode:
             raise BuildError(f"{', '.join(map(str, paths))}: does not compile:\n{done.stderr.strip()}")

@@ -1,7 +1,7 @@
 """The baselines that stand beside a run's figures, taken in the same run on the same processors.
 
-Each is measured by host processes of its own, started for it and gone afterwards. `python -m hostd.bench.baselines NAME...
---cpus 0,1` prints them as JSON.
+Each is measured by host processes of its own, started for it and gone afterwards. `python -m
+hostd.bench.baselines --cpus 0,1 NAME...` prints them as JSON.
 """
 
 from __future__ import annotations

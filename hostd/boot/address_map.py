@@ -32,8 +32,8 @@ class Span:
 class AddressMap:
     """The layout of one guest.
 
-    `low` holds what the VMM and the guest tell each other, `ram` is everything above 1 MiB that is not the image, `heap`
-    the part of it that the program may use as it likes, `regions` one span per region, in their order.
+    `low` holds what the VMM and the guest tell each other, `ram` is everything above 1 MiB that is not the image,
+    `heap` the part of it that the program may use as it likes, `regions` one span per region, in their order.
     """
 
     low: Span

@@ -1,6 +1,6 @@
 """The system page of a unikernel: GDT, TSS with its I/O bitmap, IDT, and the ring-0 stubs that report faults.
 
-Formats: AMD64 Architecture Programmer's Manual, volume 2, sections 4.8 (descriptors), 8.2 (vectors), 12.2.5 (64-bit TSS).
+Formats: AMD64 Architecture Programmer's Manual, volume 2, sections 4.8 (descriptors), 8.2 (vectors), 12.2.5 (TSS).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from hostd.boot._abi import lib
 from hostd.boot.errors import ImageError
 from hostd.memory import Segment
-from hostd.boot._abi import lib
 
 PAGE = 4096
 NOTE_OWNER = "hostd"

@@ -81,8 +81,7 @@ def _regions(regions: list[dict[str, Any]], places: AddressMap) -> list[dict[str
             "name": region["name"].encode(),
             "address": span.start,
             "size": region["size"],
-            "flags": (lib.GUEST_READ_ONLY if region["access"] == "ro" else 0)
-            | (lib.GUEST_RAW if region["raw"] else 0),
+            "flags": (lib.GUEST_READ_ONLY if region["access"] == "ro" else 0) | (lib.GUEST_RAW if region["raw"] else 0),
         }
         for region, span in zip(regions, places.regions, strict=True)
     ]

@@ -5,11 +5,25 @@ Bits: AMD64 Architecture Programmer's Manual, volume 2, chapter 3.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hostd.boot._abi import lib
-from hostd.boot.descriptors import GDT, GDT_SIZE, IDT, RING3, TASK, TSS, TSS_SIZE, USER_CODE, USER_DATA, VECTORS
+from hostd.boot.descriptors import (
+    GDT,
+    GDT_SIZE,
+    IDT,
+    RING3,
+    TASK,
+    TSS,
+    TSS_SIZE,
+    USER_CODE,
+    USER_DATA,
+    VECTORS,
+)
 from hostd.kvm import System, Vcpu
+
+if TYPE_CHECKING:
+    from hostd.kvm._kvm import Segment, Sregs
 
 CR0 = 0x80050033  # PG, AM, WP, NE, ET, MP, PE
 CR4_PAE, CR4_OSFXSR, CR4_OSXMMEXCPT, CR4_OSXSAVE = 1 << 5, 1 << 9, 1 << 10, 1 << 18
@@ -26,15 +40,7 @@ def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     cpuid = system.supported_cpuid()
     vcpu.set_cpuid(cpuid)
     sregs = vcpu.sregs
-    base = lib.GUEST_SYSTEM_PAGE
-    sregs.gdt = {"base": base + GDT, "limit": GDT_SIZE - 1}
-    sregs.idt = {"base": base + IDT, "limit": VECTORS * GATE_SIZE - 1}
-    sregs.tr = {"base": base + TSS, "limit": TSS_SIZE - 1, "selector": TASK, "type": TSS_BUSY, "present": 1}
-    flat = {"limit": 0xFFFFFFFF, "s": 1, "present": 1, "g": 1, "dpl": RING3}
-    sregs.cs = flat | {"selector": USER_CODE | RING3, "type": CODE, "l": 1}
-    data = flat | {"selector": USER_DATA | RING3, "type": DATA, "db": 1}
-    sregs.ss = data
-    sregs.ds = sregs.es = sregs.fs = sregs.gs = data
+    _set_descriptors(sregs)
     sregs.cr0, sregs.cr3, sregs.efer = CR0, lib.GUEST_TABLES, EFER
     avx = has_avx(cpuid)
     sregs.cr4 = CR4_PAE | CR4_OSFXSR | CR4_OSXMMEXCPT | (CR4_OSXSAVE if avx else 0)
@@ -44,6 +50,25 @@ def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     regs = vcpu.regs
     regs.rip, regs.rsp, regs.rdi, regs.rflags = entry, stack, lib.GUEST_INFO, RFLAGS
     vcpu.regs = regs
+
+
+def _set_descriptors(sregs: Sregs) -> None:
+    """Point the segments and tables at the system page, as `descriptors.system_page` lays it out."""
+    base = lib.GUEST_SYSTEM_PAGE
+    sregs.gdt.base, sregs.gdt.limit = base + GDT, GDT_SIZE - 1
+    sregs.idt.base, sregs.idt.limit = base + IDT, VECTORS * GATE_SIZE - 1
+    task = sregs.tr
+    task.base, task.limit, task.selector = base + TSS, TSS_SIZE - 1, TASK
+    task.type, task.s, task.present, task.dpl, task.unusable = TSS_BUSY, 0, 1, 0, 0
+    _set_segment(sregs.cs, USER_CODE, CODE, long_mode=True)
+    for segment in (sregs.ss, sregs.ds, sregs.es, sregs.fs, sregs.gs):
+        _set_segment(segment, USER_DATA, DATA, long_mode=False)
+
+
+def _set_segment(segment: Segment, selector: int, kind: int, *, long_mode: bool) -> None:
+    segment.base, segment.limit, segment.selector = 0, 0xFFFFFFFF, selector | RING3
+    segment.type, segment.s, segment.dpl, segment.present, segment.unusable = kind, 1, RING3, 1, 0
+    segment.g, segment.l, segment.db = 1, int(long_mode), int(not long_mode)
 
 
 def has_avx(cpuid: Any) -> bool:

@@ -38,7 +38,12 @@ class RamOptions:
 
 
 def map_rows(
-    table: SlotTable, image: Image, descriptor: int, places: AddressMap, regions: list[RegionRow], options: RamOptions
+    table: SlotTable,
+    image: Image,
+    descriptor: int,
+    places: AddressMap,
+    regions: list[RegionRow],
+    options: RamOptions,
 ) -> None:
     """Add the guest's rows to `table`; `descriptor` is the image file's."""
     row_options = options.of_row()

@@ -1,4 +1,4 @@
-"""cffi build script of `hostd.vmm._calls`: the calls of a unikernel guest that are served in C."""
+"""cffi build script of `hostd.vmm._calls`: what a guest process does in C: its guest's calls, and being forked."""
 
 from __future__ import annotations
 
@@ -18,16 +18,34 @@ ffibuilder.cdef(
         uint64_t console_left, waits, console_bytes;
         ...;
     };
-    int calls_open(struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
+    int calls_open(
+        struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
     void calls_close(struct guest_calls *calls);
     int calls_exit(void *context, struct kvm_run *run);
     int fence_register(void);
+
+    #define NURSERY_CHILD 0
+    #define NURSERY_MESSAGE 1
+    #define NURSERY_CALLER 2
+    #define NURSERY_ENDED 3
+    #define NURSERY_NO_FORK 4
+    struct nursery_child { int pid; int status; char name[64]; };
+    struct nursery {
+        int link, listener, error;
+        uint32_t count;
+        struct nursery_child *children;
+        ...;
+    };
+    int nursery_open(struct nursery *nursery, int link);
+    int nursery_serve(struct nursery *nursery);
+    int nursery_born(struct nursery *nursery, const char *name);
+    int nursery_reap(struct nursery *nursery, struct nursery_child *ended);
     """
 )
 ffibuilder.set_source(
     "hostd.vmm._calls",
-    '#include "guest_abi.h"\n#include "calls.h"\n',
-    sources=[str(HERE / "calls.c")],
+    '#include "guest_abi.h"\n#include "calls.h"\n#include "nursery.h"\n',
+    sources=[str(HERE / "calls.c"), str(HERE / "nursery.c")],
     include_dirs=[str(HERE), str(ROOT / "guestlib/include"), str(ROOT / "hostd/kvm")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],
 )

@@ -30,8 +30,8 @@ class Guest:
     """A guest ready to run.
 
     `descriptors` are the image's, the regions' and the bells', in the order of the spec (docs/guest-contract.md); the
-    caller keeps them open as long as the guest lives. Raises OSError (KvmError and the slot table's errors among them) or
-    ImageError when the host can't give what the spec asks for.
+    caller keeps them open as long as the guest lives. Raises OSError (KvmError and the slot table's errors among
+    them) or ImageError when the host can't give what the spec asks for.
     """
 
     def __init__(self, spec: dict[str, Any], descriptors: list[int], console: int, report: Report) -> None:
@@ -43,21 +43,22 @@ class Guest:
         region_descriptors, self.bells = rest[: len(self._regions)], rest[len(self._regions) :]
         image = Image.of(spec["image"])
         self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions])
-        system = System.open()
-        self.vm = system.create_vm()
-        self.table = SlotTable(self.vm)
-        rows = [
-            RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)
-        ]
-        map_rows(self.table, image, image_descriptor, self.places, rows, RamOptions(**spec["options"]))
-        self.vcpu = self.vm.create_vcpu(0)
-        info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
-        write_tables(self.table, image, self.places, [r["access"] == "rw" for r in self._regions], info)
-        enter_ring3(system, self.vcpu, image.entry, self.places.stack.end - 8)
+        self._assemble(spec, region_descriptors, image)
         self._bind_doorbells()
         self._calls = ffi.new("struct guest_calls *")
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
         self._open_calls(console)
+
+    def _assemble(self, spec: dict[str, Any], region_descriptors: list[int], image: Image) -> None:
+        with System.open() as system:
+            self.vm = system.create_vm()
+            self.vcpu = self.vm.create_vcpu(0)
+            enter_ring3(system, self.vcpu, image.entry, self.places.stack.end - 8)
+        self.table = SlotTable(self.vm)
+        rows = [RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)]
+        map_rows(self.table, image, self._image_descriptor, self.places, rows, RamOptions(**spec["options"]))
+        info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
+        write_tables(self.table, image, self.places, [r["access"] == "rw" for r in self._regions], info)
 
     def _bind_doorbells(self) -> None:
         for number, bell in enumerate(self.bells):
@@ -74,13 +75,23 @@ class Guest:
             len(self.bells),
         )
         if failed:
-            raise OSError(-failed, f"guest {self.name}: cannot watch its {len(self.bells)} bells: {os.strerror(-failed)}")
+            raise OSError(
+                -failed,
+                f"guest {self.name}: cannot watch its {len(self.bells)} bells: {os.strerror(-failed)}",
+            )
         handler = int(ffi.cast("uintptr_t", ffi.addressof(calls, "calls_exit")))
         self.vcpu.on_exit(handler, int(ffi.cast("uintptr_t", self._calls)))
 
     def allow_console(self, size: int) -> None:
         """Let the guest write `size` more bytes before `run` calls for the log's rotation."""
         self._calls.console_left = size
+
+    def close(self) -> None:
+        """Give back the VM and its memory; the guest must not be running."""
+        calls.calls_close(self._calls)
+        self.vcpu.close()
+        self.table.close()
+        self.vm.close()
 
     @property
     def counters(self) -> dict[str, int]:

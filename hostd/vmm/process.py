@@ -1,7 +1,7 @@
 """The process of one guest: the vCPU's thread, and the main thread that answers the supervisor.
 
-The process outlives its supervisor (unless the run is in the foreground) and keeps its guest's result until a supervisor
-has taken it, so nothing a guest said is lost. Messages: docs/control-protocol.md, section "Guest processes".
+The process outlives its supervisor (unless the run is in the foreground) and keeps its guest's result until a
+supervisor has taken it, so nothing a guest said is lost. Messages: docs/control-protocol.md, section "Guest processes".
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import signal
 import socket
 import threading
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class GuestProcess:
         self.link: socket.socket | None = None
         self.frames = FrameReader()
         self.selector = selectors.DefaultSelector()
+        self.thread: threading.Thread | None = None
+        self.on_result: Callable[[], None] = lambda: None
 
     # --- the vCPU's thread -----------------------------------------------------------------------------------------
 
@@ -61,10 +64,15 @@ class GuestProcess:
                 result = guest.step()
                 if guest.console_full:
                     self._rotate_log()
-        except Exception as error:  # noqa: BLE001 - the thread's last word; a lost guest must not look like a running one
+        except Exception as error:
             result = self._failure(f"guest {self.name}: {error}")
         if result is None:
-            result = {"outcome": "killed", "code": 137, "message": f"guest {self.name}: stopped", "fault": None}
+            result = {
+                "outcome": "killed",
+                "code": 137,
+                "message": f"guest {self.name}: stopped",
+                "fault": None,
+            }
         self._tell({"event": "result", "result": result})
 
     def report(self, name: str, value: int | float | str) -> None:
@@ -87,15 +95,16 @@ class GuestProcess:
 
     # --- the main thread -------------------------------------------------------------------------------------------
 
-    def main(self) -> None:
-        """Start the guest and serve until its result has been taken."""
+    def listen(self) -> None:
+        """Be there for a supervisor; it may connect from now on."""
         self.listener.bind(str(self.path))
         self.path.chmod(0o600)
         self.listener.listen(2)
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.wake, selectors.EVENT_READ)
-        if self.spec["cpu"] is not None:
-            os.sched_setaffinity(0, self.spec["cpu"] if isinstance(self.spec["cpu"], list) else [self.spec["cpu"]])
+
+    def main(self) -> None:
+        """Start the guest and serve until its result has been taken."""
         try:
             self.guest = Guest(self.spec, self.descriptors, self.log, self.report)
             self.guest.allow_console(self.spec["log_limit"])
@@ -103,7 +112,8 @@ class GuestProcess:
             self._tell({"event": "result", "result": self._failure(f"guest {self.name}: {error}")})
         else:
             threading.stack_size(STACK_SIZE)
-            threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True).start()
+            self.thread = threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True)
+            self.thread.start()
         while not self.taken:
             for key, _ in self.selector.select():
                 if key.fileobj is self.listener:
@@ -114,6 +124,18 @@ class GuestProcess:
                     os.eventfd_read(self.wake)
             self._deliver()
         self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give back what the guest had; for a process that goes on. The guest must have ended."""
+        if self.thread is not None:
+            self.thread.join()
+        if self.guest is not None:
+            self.guest.close()
+        if self.link is not None:
+            self._drop()
+        self.selector.close()
+        self.listener.close()
+        os.close(self.wake)
 
     def _failure(self, message: str) -> dict[str, Any]:
         return {"outcome": "error", "code": 125, "message": message, "fault": None}
@@ -127,7 +149,13 @@ class GuestProcess:
         self.link, self.frames = link, FrameReader()
         self.selector.register(link, selectors.EVENT_READ)
         state = "starting" if self.guest is None else "running" if self.result is None else "ended"
-        hello = {"hello": HELLO, "name": self.name, "pid": os.getpid(), "state": state, "reports": self.reports}
+        hello = {
+            "hello": HELLO,
+            "name": self.name,
+            "pid": os.getpid(),
+            "state": state,
+            "reports": self.reports,
+        }
         self._send(hello | {"result": self.result, "rows": self._rows(), "bells": self.spec["bells"]})
 
     def _receive(self) -> None:
@@ -163,6 +191,8 @@ class GuestProcess:
             else:
                 self.result = event["result"]
             self._send(event)
+            if self.result is not None:
+                self.on_result()
 
     def _answer(self, message: dict[str, Any]) -> None:
         answer: dict[str, Any] = {"id": message.get("id")}
@@ -193,7 +223,7 @@ class GuestProcess:
             self.guest.vcpu.stop()
 
     def take(self, _message: dict[str, Any]) -> None:
-        if self.result is None and not self.events:
+        if self.result is None:
             raise ValueError("its guest is still running")
         self.taken = True
 
@@ -225,8 +255,12 @@ CALLS = {
 
 
 def main(spec: dict[str, Any], descriptors: list[int]) -> int:
-    """Be the guest that `spec` describes, with `descriptors` [log, image, regions..., bells...]; return the exit status."""
+    """Be the guest that `spec` describes, with `descriptors` [log, image, regions..., bells...]; return the status."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     calls.fence_register()
-    GuestProcess(spec, descriptors).main()
+    if spec["cpu"] is not None:
+        os.sched_setaffinity(0, spec["cpu"] if isinstance(spec["cpu"], list) else [spec["cpu"]])
+    process = GuestProcess(spec, descriptors)
+    process.listen()
+    process.main()
     return 0

@@ -1,8 +1,8 @@
 """The warm parent of a cluster's guests: one Python process, everything imported, that forks a guest when asked.
 
-A fork costs about a millisecond, and what was imported before it is shared by all guests (`gc.freeze` keeps the collector
-from writing to it). The warm parent is also who notices that a supervisor died: in the foreground it then ends the guests
-and removes what the run left; in the background it stays with its guests and waits for the next supervisor.
+A fork costs about a millisecond, and what was imported before it is shared by all guests (`gc.freeze` keeps the
+collector from writing to it). The warm parent is also who notices that a supervisor died: in the foreground it then
+ends the guests and removes what the run left; in the background it stays with its guests and waits for the next supervisor.
 
 Messages (SOCK_SEQPACKET, msgpack; descriptors beside the bytes):
   to it    {"configure": {"directory", "foreground", "cleanup"}}, {"start": spec} + descriptors, {"quit": True}
@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import selectors
 import shutil
 import signal
 import socket
@@ -27,6 +26,8 @@ import msgpack
 import posix_ipc
 
 from hostd.vmm import process
+from hostd.vmm._calls import ffi, lib
+from hostd.vmm.rehearsal import rehearse
 
 MESSAGE_LIMIT = 1 << 20
 DESCRIPTOR_LIMIT = 253  # SCM_MAX_FD
@@ -67,7 +68,7 @@ def connect(directory: str) -> socket.socket:
 
 
 class WarmParent:
-    """The state and the loop of one warm parent."""
+    """The state of one warm parent, and what it does in Python: everything but starting guests (nursery.h)."""
 
     def __init__(self, link: socket.socket) -> None:
         self.link: socket.socket | None = link
@@ -75,89 +76,80 @@ class WarmParent:
         self.directory = ""
         self.foreground = True
         self.cleanup: list[str] = []
-        self.children: dict[int, str] = {}
         self.untold: list[dict[str, Any]] = []
         """ends of guests that no supervisor has heard of yet"""
-        self.selector = selectors.DefaultSelector()
-        self.selector.register(link, selectors.EVENT_READ)
-        self.wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self.wake_end = wake_end
-        self.selector.register(self.wake, selectors.EVENT_READ)
-        signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        self.nursery = ffi.new("struct nursery *")
+        self.ended = ffi.new("struct nursery_child *")
+        failed = lib.nursery_open(self.nursery, link.fileno())
+        if failed:
+            raise OSError(-failed, os.strerror(-failed))
 
     def serve(self) -> None:
-        """Serve until told to quit, or until there is nobody left to serve."""
-        while self.link is not None or self.children:
-            for key, _ in self.selector.select():
-                if key.fd == self.wake:
-                    os.read(self.wake, 4096)
-                    self._reap()
-                elif self.listener is not None and key.fileobj is self.listener:
-                    self._welcome()
-                elif not self._receive():
-                    return
+        """Serve until told to quit, or until there is nobody left to serve. In a child: never returns."""
+        going_on = True
+        while going_on and (self.link is not None or self.nursery.count):
+            event = lib.nursery_serve(self.nursery)
+            if event == lib.NURSERY_CHILD:
+                self._become_guest()
+            elif event == lib.NURSERY_ENDED:
+                self._reap()
+            elif event == lib.NURSERY_CALLER:
+                self._welcome()
+            elif event == lib.NURSERY_NO_FORK:
+                self._refuse()
+            else:
+                going_on = self._receive()
         if self.listener is not None:
             Path(self.directory, SOCKET_NAME).unlink(missing_ok=True)
+
+    def _become_guest(self) -> None:
+        status = 70
+        try:
+            assert self.link is not None
+            data, descriptors, _flags, _address = socket.recv_fds(self.link, MESSAGE_LIMIT, DESCRIPTOR_LIMIT)
+            spec = msgpack.unpackb(data)["start"]
+            self.link.send(msgpack.packb({"started": spec["name"], "pid": os.getpid()}))
+            lib.nursery_born(self.nursery, spec["name"].encode())
+            for end in (self.link, self.listener):
+                if end is not None:
+                    end.close()
+            status = process.main(spec, descriptors)
+        finally:
+            os._exit(status)
 
     def _receive(self) -> bool:
         """Handle one message; return False to end the process."""
         assert self.link is not None
         try:
-            data, descriptors, _flags, _address = socket.recv_fds(self.link, MESSAGE_LIMIT, DESCRIPTOR_LIMIT)
+            data = self.link.recv(MESSAGE_LIMIT)
         except ConnectionError:
-            data, descriptors = b"", []
+            data = b""
         if not data:
             return self._supervisor_gone()
         message = msgpack.unpackb(data)
-        if "start" in message:
-            self._start(message["start"], descriptors)
-        elif "configure" in message:
+        if "configure" in message:
             configuration = message["configure"]
             self.directory, self.foreground = configuration["directory"], configuration["foreground"]
             self.cleanup = configuration["cleanup"]
-        elif "quit" in message:
-            return False
-        return True
+        return "quit" not in message
 
-    def _start(self, spec: dict[str, Any], descriptors: list[int]) -> None:
-        name = spec["name"]
-        try:
-            pid = os.fork()
-        except OSError as error:
-            self._tell({"failed": name, "error": f"guest {name}: cannot fork its process: {error.strerror}"})
-        else:
-            if pid == 0:
-                self._become_guest(spec, descriptors)
-            self.children[pid] = name
-            self._tell({"started": name, "pid": pid})
+    def _refuse(self) -> None:
+        """Answer a request to start that fork could not serve."""
+        assert self.link is not None
+        data, descriptors, _flags, _address = socket.recv_fds(self.link, MESSAGE_LIMIT, DESCRIPTOR_LIMIT)
         for descriptor in descriptors:
             os.close(descriptor)
-
-    def _become_guest(self, spec: dict[str, Any], descriptors: list[int]) -> None:
-        status = 70
-        try:
-            signal.set_wakeup_fd(-1)
-            for number in (signal.SIGCHLD, signal.SIGINT, signal.SIGTERM):
-                signal.signal(number, signal.SIG_DFL)
-            self.selector.close()
-            for end in (self.link, self.listener):
-                if end is not None:
-                    end.close()
-            os.close(self.wake)
-            os.close(self.wake_end)
-            status = process.main(spec, descriptors)
-        finally:
-            os._exit(status)
+        name, why = msgpack.unpackb(data)["start"]["name"], os.strerror(self.nursery.error)
+        self._tell({"failed": name, "error": f"guest {name}: cannot fork its process: {why}"})
 
     def _reap(self) -> None:
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                if pid in self.children:
-                    self._tell({"exited": self.children.pop(pid), "pid": pid, "status": status})
+        while lib.nursery_reap(self.nursery, self.ended):
+            name = ffi.string(self.ended.name).decode()
+            self._tell({"exited": name, "pid": self.ended.pid, "status": self.ended.status})
+
+    def _children(self) -> dict[str, int]:
+        children = self.nursery.children[0 : self.nursery.count] if self.nursery.count else []
+        return {ffi.string(child.name).decode(): child.pid for child in children}
 
     def _tell(self, message: dict[str, Any]) -> None:
         if self.link is None:
@@ -168,9 +160,8 @@ class WarmParent:
 
     def _supervisor_gone(self) -> bool:
         assert self.link is not None
-        self.selector.unregister(self.link)
         self.link.close()
-        self.link = None
+        self.link, self.nursery.link = None, -1
         if self.foreground:
             self._sweep()
             return False
@@ -181,7 +172,7 @@ class WarmParent:
             self.listener.bind(str(path))
             path.chmod(0o600)
             self.listener.listen(1)
-            self.selector.register(self.listener, selectors.EVENT_READ)
+            self.nursery.listener = self.listener.fileno()
         return True
 
     def _welcome(self) -> None:
@@ -191,19 +182,19 @@ class WarmParent:
         if self.link is not None:
             link.close()
             return
-        self.link = link
-        self.selector.register(link, selectors.EVENT_READ)
-        self._tell({"children": {name: pid for pid, name in self.children.items()}})
+        self.link, self.nursery.link = link, link.fileno()
+        self._tell({"children": self._children()})
         untold, self.untold = self.untold, []
         for message in untold:
             self._tell(message)
 
     def _sweep(self) -> None:
         """End the guests and remove what the run made: its supervisor was killed and can't."""
-        for pid in self.children:
+        pids = self._children().values()
+        for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        for pid in self.children:
+        for pid in pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         for item in self.cleanup:
@@ -220,6 +211,7 @@ def main() -> None:
     """Serve the supervisor at the other end of the socket whose descriptor is the only argument."""
     link = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    rehearse()
     parent = WarmParent(link)
     gc.collect()
     gc.freeze()

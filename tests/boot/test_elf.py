@@ -58,11 +58,23 @@ def test_a_good_image_has_text_constants_and_data(tmp_path, good):
         ("shared object", lambda d: changed(d, 16, "<H", 3), "ET_EXEC"),
         ("entry outside", lambda d: changed(d, 24, "<Q", 0x900000), "entry point 0x900000"),
         ("overlapping", lambda d: changed(d, header_offset(d, 1) + 16, "<Q", 0x100000), "overlap"),
-        ("below the image area", lambda d: changed(d, header_offset(d, 0) + 16, "<Q", 0x1000), "below 0x100000"),
+        (
+            "below the image area",
+            lambda d: changed(d, header_offset(d, 0) + 16, "<Q", 0x1000),
+            "below 0x100000",
+        ),
         ("unmappable offset", lambda d: changed(d, header_offset(d, 0) + 16, "<Q", 0x100010), "modulo"),
-        ("file size", lambda d: changed(d, header_offset(d, 2) + 32, "<Q", 1 << 40), "more bytes in the file"),
+        (
+            "file size",
+            lambda d: changed(d, header_offset(d, 2) + 32, "<Q", 1 << 40),
+            "more bytes in the file",
+        ),
         ("headers outside", lambda d: changed(d, 32, "<Q", 1 << 50), "truncated|damaged"),
-        ("contract", lambda d: d.replace(b"hostd\0\0\0\1\0\0\0", b"hostd\0\0\0\2\0\0\0"), "version 2 of the guest contract"),
+        (
+            "contract",
+            lambda d: d.replace(b"hostd\0\0\0\1\0\0\0", b"hostd\0\0\0\2\0\0\0"),
+            "version 2 of the guest contract",
+        ),
         ("no note", lambda d: d.replace(b"hostd\0\0\0\1\0\0\0", b"other\0\0\0\1\0\0\0"), "no hostd note"),
     ],
 )

@@ -30,7 +30,8 @@ def test_print_formats_as_c_does(run):
     ended = run(
         r"""
         int main(void) {
-            guest_print("%d|%5d|%-5d|%05d|%u|%x|%lu|%zu|%lld\n", -7, 42, 42, -42, 4000000000u, 255, ~0ul, (size_t)9, -1ll);
+            guest_print("%d|%5d|%-5d|%05d|%u|%x|%lu|%zu|%lld\n",
+                        -7, 42, 42, -42, 4000000000u, 255, ~0ul, (size_t)9, -1ll);
             guest_print("%s|%8s|%-8s|%.2s|%c|%%|%p\n", "abc", "abc", "abc", "abc", 'x', (void *)0x1000);
             guest_print("%f|%.2f|%8.3f|%.0f|%.3f\n", 1.5, 3.14159, -2.5, 2.6, 0.9996);
             guest_print("%q %");
@@ -166,12 +167,15 @@ def test_random_numbers_follow_the_seed(run):
         ("(void)*(volatile int *)GUEST_TABLES;", r"page fault reading 0x10000 \(row low"),
         ("*(volatile int *)GUEST_INFO = 0;", r"page fault writing 0x60000 \(row low"),
         ("((void (*)(void))heap)();", r"page fault executing 0x\w+ \(row ram.*\)"),
-        ("__asm__ volatile(\"ud2\");", "invalid opcode at broken"),
+        ('__asm__ volatile("ud2");', "invalid opcode at broken"),
         ("volatile int zero = 0, seven = 7; seven = seven / zero;", "divide error at broken"),
-        ("__asm__ volatile(\"hlt\");", "general protection fault at broken"),
-        ("__asm__ volatile(\"mov %%cr3, %%rax\" : : : \"rax\");", "general protection fault at broken"),
-        ("__asm__ volatile(\"int3\");", "breakpoint at broken"),
-        ("__asm__ volatile(\"int $14\");", "(general protection fault .error code 0x72.|invalid opcode) at broken"),
+        ('__asm__ volatile("hlt");', "general protection fault at broken"),
+        ('__asm__ volatile("mov %%cr3, %%rax" : : : "rax");', "general protection fault at broken"),
+        ('__asm__ volatile("int3");', "breakpoint at broken"),
+        (
+            '__asm__ volatile("int $14");',
+            "(general protection fault .error code 0x72.|invalid opcode) at broken",
+        ),
         ("(void)*(volatile int *)0x8000000000000000;", "general protection fault at broken"),
         ("char big[512]; big[0] = 1; deeper(big);", r"page fault writing .*stack overflow\) at deeper"),
     ],

@@ -110,6 +110,11 @@ class Guest:
         self.link.sendall(pack_frame({"id": 7, "call": name} | arguments))
         return self.until("id")
 
+    def stop(self) -> None:
+        self.link.sendall(pack_frame({"id": 8, "call": "stop"}))
+        assert self.until("event", "result")["result"]["outcome"] == "killed"
+        self.call("take")
+
     def result(self) -> Any:
         return self.hello["result"] or self.until("event", "result")["result"]
 
@@ -162,8 +167,7 @@ def test_a_running_guest_can_be_stopped(cluster, source):
     if not guest.hello["reports"]:
         guest.until("event", "report")
     assert guest.call("take")["error"] == "guest one: take: its guest is still running"
-    guest.call("stop")
-    guest.link.sendall(pack_frame({"id": 8, "call": "take"}))
+    guest.stop()
     assert cluster.hear()["exited"] == "one"
 
 
@@ -225,8 +229,7 @@ def test_background_waits_for_the_next_supervisor(folder):
         assert msgpack.unpackb(link.recv(1 << 20))["exited"] == "dying"
     guest = cluster.connect("living")
     assert guest.hello["state"] == "running"
-    guest.call("stop")
-    guest.link.sendall(pack_frame({"id": 8, "call": "take"}))
+    guest.stop()
     link.send(msgpack.packb({"quit": True}))
     cluster.process.wait(20)
     assert gone(living)
