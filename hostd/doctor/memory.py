@@ -53,9 +53,7 @@ def check_transparent(path: Path = TRANSPARENT) -> Check:
     try:
         words = path.read_text()
     except OSError:
-        return Check(
-            "transparent huge pages", "warn", "not in this kernel", "leave `thp` out of cluster files"
-        )
+        return Check("transparent huge pages", "warn", "not in this kernel", "leave `thp` out of cluster files")
     mode = words.partition("[")[2].partition("]")[0]
     if mode == "always":
         return Check(

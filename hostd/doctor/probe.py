@@ -12,7 +12,7 @@ import struct
 import threading
 from enum import Enum
 
-from hostd.kvm import Exit, InternalError, Io, KvmError, NoKvmError, System
+from hostd.kvm import Exit, InternalError, Io, NoKvmError, System
 from hostd.kvm.system import DEVICE
 from hostd.memory import Anonymous, SlotTable
 
@@ -76,9 +76,7 @@ def _try(system: System, code: bytes, ring: int) -> Exit:
         table.add(0, MEMORY, Anonymous(), name="probe")
         table.write(CODE, code)
         for level in range(2):
-            table.write(
-                TABLES + level * 0x1000, struct.pack("<Q", TABLES + (level + 1) * 0x1000 | PRESENT_WRITE_USER)
-            )
+            table.write(TABLES + level * 0x1000, struct.pack("<Q", TABLES + (level + 1) * 0x1000 | PRESENT_WRITE_USER))
         table.write(TABLES + 0x2000, struct.pack("<Q", LARGE | PRESENT_WRITE_USER))
         with vm.create_vcpu(0) as vcpu:
             vcpu.set_cpuid(system.supported_cpuid())
@@ -98,10 +96,6 @@ def _try(system: System, code: bytes, ring: int) -> Exit:
             guard.start()
             try:
                 return vcpu.run()
-            except KvmError as error:
-                if error.errno == errno.EFAULT:
-                    return InternalError(0, (), None)
-                raise
             finally:
                 guard.cancel()
                 guard.join()

@@ -35,9 +35,7 @@ def check_compiler(compiler: str | None = None) -> Check:
         text = f"no {name}: `hostd build` and `program =` in cluster files fail"
         return Check("compiler", "warn", text, hint)
     try:
-        said = subprocess.run(
-            [path, "--version"], capture_output=True, text=True, timeout=20, check=True
-        ).stdout
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Check("compiler", "warn", f"{path} does not run: {error}", "install it anew")
     return Check("compiler", "ok", said.splitlines()[0] if said else path)

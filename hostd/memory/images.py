@@ -58,9 +58,7 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, protect
     if (segment.gpa - segment.file_offset) % PAGE:
         raise SlotError(f"{where}: its file offset {segment.file_offset:#x} differs from it modulo {PAGE}")
     if not 0 <= segment.file_size <= segment.memory_size:
-        raise SlotError(
-            f"{where}: {segment.file_size} bytes in the file, but {segment.memory_size} in memory"
-        )
+        raise SlotError(f"{where}: {segment.file_size} bytes in the file, but {segment.memory_size} in memory")
     if segment.file_offset + segment.file_size > os.fstat(fd).st_size:
         raise SlotError(f"{where}: its bytes end behind the end of the file, which is truncated")
     start = segment.gpa - skew
@@ -82,9 +80,7 @@ def _mapped(backing: Image, segment: Segment, start: int, end: int, access: Acce
     zeros = min(end, segment.gpa + segment.memory_size) - zeros_at
     mapping = Mapping(backing, end - start, start, writable=access == "rw" or zeros > 0)
     if zeros > 0:
-        memoryview(ffi.buffer(mapping.memory, mapping.size))[zeros_at - start : zeros_at - start + zeros] = (
-            bytes(zeros)
-        )
+        memoryview(ffi.buffer(mapping.memory, mapping.size))[zeros_at - start : zeros_at - start + zeros] = bytes(zeros)
         if access == "ro":
             mapping.protect()
     return mapping

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 Access = Literal["rw", "ro"]
 KVM_MEM_READONLY = 2
+MEMINFO = "/proc/meminfo"
 LARGE = 16 << 30
+"""rows from this size on are weighed against the host's memory"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +142,7 @@ class SlotTable:
         """
         with self._lock, _told(name, gpa):
             self._check(gpa, mapping.size, access, backing.page_size)
-            return self._enter(
-                Row(name, gpa, mapping.size, access, backing, Options(), self._free_index(), mapping)
-            )
+            return self._enter(Row(name, gpa, mapping.size, access, backing, Options(), self._free_index(), mapping))
 
     def remove(self, row: Row) -> None:
         """Take a row away from the guest, which may be running: its next access is an Mmio exit.
@@ -184,9 +184,7 @@ class SlotTable:
         if size > SIZE_LIMIT:
             raise SlotError(f"its size {size} is more than KVM gives one slot ({SIZE_LIMIT} bytes)")
         if gpa + size > ADDRESS_LIMIT:
-            raise SlotError(
-                f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}"
-            )
+            raise SlotError(f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}")
         for hole_name, hole in HOLES.items():
             if gpa < hole.stop and hole.start < gpa + size:
                 raise SlotError(
@@ -196,8 +194,7 @@ class SlotTable:
         for row in self._rows:
             if gpa < row.end and row.gpa < gpa + size:
                 raise SlotError(
-                    f"its {size} bytes overlap slot {row.name} ({row.gpa:#x} to {row.end:#x}); "
-                    "move one of them"
+                    f"its {size} bytes overlap slot {row.name} ({row.gpa:#x} to {row.end:#x}); move one of them"
                 )
 
     # --- memory ---------------------------------------------------------------------------------------------
@@ -223,9 +220,7 @@ class SlotTable:
         """
         row = self._holding(gpa, size)
         if writable and not row.writable:
-            raise SlotError(
-                f"slot {row.name} at {row.gpa:#x} is read-only; ask for a view that is not writable"
-            )
+            raise SlotError(f"slot {row.name} at {row.gpa:#x} is read-only; ask for a view that is not writable")
         offset = gpa - row.gpa
         view = memoryview(ffi.buffer(row.mapping.memory, row.size))[offset : offset + size]
         return view if writable else view.toreadonly()
@@ -250,9 +245,7 @@ class SlotTable:
     def _holding(self, gpa: int, size: int) -> Row:
         row = self.find(gpa)
         if size < 0 or row is None or gpa + size > row.end:
-            where = (
-                "in no slot" if row is None else f"not all in slot {row.name} ({row.gpa:#x} to {row.end:#x})"
-            )
+            where = "in no slot" if row is None else f"not all in slot {row.name} ({row.gpa:#x} to {row.end:#x})"
             raise SlotError(f"guest address {gpa:#x}: {size} bytes there are {where}")
         return row
 
@@ -269,7 +262,7 @@ class SlotTable:
 def _check_kernel_memory(size: int) -> None:
     """Reject a row whose bookkeeping in the kernel alone would starve the host."""
     needed = size // PAGE * KERNEL_BYTES_PER_PAGE
-    with open("/proc/meminfo") as file:
+    with open(MEMINFO) as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
     if needed > available // 2:
         raise SlotError(

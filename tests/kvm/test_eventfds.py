@@ -71,12 +71,10 @@ def test_deassigned_bell_is_an_exit_again(machine: Machine, bell: int) -> None:
 
 
 def test_irqfd_wakes_a_halted_guest(system: System, bell: int) -> None:
-    """PIC at vector 0x20; line 5's handler writes to a port. The guest halts with interrupts on, in the kernel."""
+    """PIC at vector 0x20; line 5's handler writes to a port. The guest halts in the kernel, interrupts on."""
     machine = build(system, irqchip=True)
     machine.vm.irqfd(bell, 5)
-    setup = b"".join(
-        out(value, port) for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0))
-    )
+    setup = b"".join(out(value, port) for port, value in ((0x20, 0x11), (0x21, 0x20), (0x21, 4), (0x21, 1), (0x21, 0)))
     handler = 0x2000
     machine.table.write(handler, out(0x77) + SPIN)
     machine.table.write(0x25 * 4, handler.to_bytes(2, "little") + b"\0\0")

@@ -151,7 +151,7 @@ def test_running_twice_at_once_is_refused(spinning: Runner) -> None:
         guard = threading.Timer(0.5, spinning.machine.vcpu.stop)
         guard.start()
         try:
-            spinning.machine.vcpu.run()  # The other thread may not be there yet; then this one is in its place.
+            spinning.machine.vcpu.run()  # The other thread may not be there yet.
         except KvmError as error:
             refused = str(error)
         guard.cancel()
@@ -193,7 +193,5 @@ def test_the_binding_is_light_to_import() -> None:
     """A guest's process pays for every module; these two packages bring none of the heavy ones."""
     heavy = "{'asyncio', 'subprocess', 'logging', 'argparse', 'pydantic', 'rich', 'multiprocessing', 'cffi'}"
     program = f"import sys, hostd.kvm, hostd.memory; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]"

@@ -50,7 +50,10 @@ class FileBacking(Backing):
     def page_size(self) -> int:
         if self._page_size is None:
             with self._opened(False) as fd:
-                self._page_size = max(lib.map_huge_page(fd), PAGE)
+                found = lib.map_huge_page(fd)
+            if found < 0:
+                raise BackingError(-found, f"{self.source} cannot be mapped: {reason(-found)}")
+            self._page_size = max(found, PAGE)
         return self._page_size
 
     @property
@@ -69,9 +72,7 @@ class FileBacking(Backing):
             flags = lib.MAP_SHARED if self.shared else lib.MAP_PRIVATE | lib.MAP_NORESERVE
             failed = -lib.map_over(address, size, writable, flags, fd, self.offset)
         if failed == errno.EACCES and writable:
-            raise BackingError(
-                failed, f"{self.source} is open for reading only; map it read-only or open it for both"
-            )
+            raise BackingError(failed, f"{self.source} is open for reading only; map it read-only or open it for both")
         if failed == errno.ENODEV:
             raise BackingError(failed, f"{self.source} cannot be mapped; name a file or device that can")
         if failed == errno.ENOMEM and self.page_size > PAGE:
@@ -101,9 +102,7 @@ class FileBacking(Backing):
     def _check(self, fd: int, size: int) -> None:
         """Reject what would end in a SIGBUS: a page that begins behind the file's end."""
         if self.offset < 0 or self.offset % self.page_size:
-            raise SlotError(
-                f"offset {self.offset:#x} in {self.source} is no multiple of {self.page_size} bytes"
-            )
+            raise SlotError(f"offset {self.offset:#x} in {self.source} is no multiple of {self.page_size} bytes")
         found = os.fstat(fd)
         pages = -(-found.st_size // self.page_size) * self.page_size
         if stat.S_ISREG(found.st_mode) and self.offset + size > pages:
