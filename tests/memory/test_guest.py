@@ -16,6 +16,7 @@ from hostd.memory import (
     Anonymous,
     Device,
     Hugetlb,
+    Image,
     RegionBacking,
     Segment,
     SharedFile,
@@ -276,3 +277,21 @@ def test_real_mode_halts(machine: Machine) -> None:
     machine.real_mode(b"\xf4")
     assert machine.vcpu.run() == Hlt()
     assert machine.table.find(LOW) is None
+
+
+def test_reading_a_writable_image_copies_nothing(machine: Machine, tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(b"\x21" * PAGE)
+    with file.open("rb") as opened:
+        row = machine.table.add(AT, PAGE, Image(opened.fileno()), name="image")
+    machine.ring3(load_and_tell(AT) + store(AT + 1, 1) + out(1))
+    assert machine.vcpu.run() == told(0x21)
+    assert _anonymous(row.hva) == "0"
+    assert machine.vcpu.run() == told(1)
+    assert _anonymous(row.hva) == "4"
+
+
+def _anonymous(hva: int) -> str:
+    """KiB of the mapping at `hva` that are copies of its file's pages."""
+    section = Path("/proc/self/smaps").read_text().partition(f"\n{hva:x}-")[2]
+    return section.partition("Anonymous:")[2].split()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -259,3 +260,29 @@ def test_c_finds_exactly_what_one_row_holds(places: list[int], gpa: int, size: i
             expected = row.hva + gpa - row.gpa
         rows = ffi.cast("struct slot_rows *", table.c_rows)
         assert lib.rows_hva(rows, gpa, size, write) == expected
+
+
+def test_c_looks_up_while_rows_come_and_go(table: SlotTable) -> None:
+    """Readers in C, without the GIL, see a row whole or not at all."""
+    rows = ffi.cast("struct slot_rows *", table.c_rows)
+    fixed = table.add(MIB, MIB, Anonymous(), name="fixed")
+    wrong: list[int] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.is_set():
+            found = lib.rows_hva(rows, fixed.gpa + 5, 10, True)
+            if found != fixed.hva + 5:
+                wrong.append(found)
+
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for turn in range(200):
+        added = [table.add(MIB * place, MIB, Anonymous(), name="x") for place in (0x2000, 2 + turn % 7, 64)]
+        for row in added:
+            table.remove(row)
+    ended.set()
+    for reader in readers:
+        reader.join()
+    assert wrong == []
