@@ -67,7 +67,15 @@ int64_t map_huge_page(int fd) {
 
 int rows_open(struct slot_rows *table) {
     *table = (struct slot_rows){0};
-    return -pthread_rwlock_init(&table->lock, NULL);
+    pthread_rwlockattr_t kind;
+    int error = pthread_rwlockattr_init(&kind);
+    if (error)
+        return -error;
+    /* Busy readers must not keep a row from being added. */
+    pthread_rwlockattr_setkind_np(&kind, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+    error = pthread_rwlock_init(&table->lock, &kind);
+    pthread_rwlockattr_destroy(&kind);
+    return -error;
 }
 
 void rows_close(struct slot_rows *table) {

@@ -23,6 +23,7 @@ struct slot_rows {
     struct slot_row *rows; /* by gpa, without overlap; no row wraps around */
 };
 
+/* Not twice in one thread: a waiting writer comes before the second. */
 static inline void slot_lock(struct slot_rows *table) {
     pthread_rwlock_rdlock(&table->lock);
 }

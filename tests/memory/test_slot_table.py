@@ -265,7 +265,7 @@ def test_c_finds_exactly_what_one_row_holds(places: list[int], gpa: int, size: i
 def test_c_looks_up_while_rows_come_and_go(table: SlotTable) -> None:
     """Readers in C, without the GIL, see a row whole or not at all."""
     rows = ffi.cast("struct slot_rows *", table.c_rows)
-    fixed = table.add(MIB, MIB, Anonymous(), name="fixed")
+    fixed = table.add(32 * MIB, MIB, Anonymous(), name="fixed")
     wrong: list[int] = []
     ended = threading.Event()
 
@@ -279,7 +279,7 @@ def test_c_looks_up_while_rows_come_and_go(table: SlotTable) -> None:
     for reader in readers:
         reader.start()
     for turn in range(200):
-        added = [table.add(MIB * place, MIB, Anonymous(), name="x") for place in (0x2000, 2 + turn % 7, 64)]
+        added = [table.add(MIB * place, MIB, Anonymous(), name="x") for place in (0x2000, 1 + turn % 7, 8, 9)]
         for row in added:
             table.remove(row)
     ended.set()
