@@ -76,6 +76,4 @@ def number(capability: str | int) -> int:
     try:
         return CAPABILITIES[capability]
     except KeyError:
-        raise ValueError(
-            f"KVM capability {capability!r} is unknown; names are KVM_CAP_* without the prefix"
-        ) from None
+        raise ValueError(f"KVM capability {capability!r} is unknown; names are KVM_CAP_* without the prefix") from None

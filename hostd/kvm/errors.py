@@ -6,17 +6,13 @@ import errno as errors
 import os
 
 # Arguments that are counted; the others are addresses and bits.
-COUNTS = frozenset(
-    {"slot", "index", "vcpu", "fd", "length", "entries", "count", "room", "gsi", "level", "type"}
-)
+COUNTS = frozenset({"slot", "index", "vcpu", "fd", "length", "entries", "count", "room", "gsi", "level", "type"})
 
 
 class KvmError(OSError):
     """An ioctl of KVM failed: its `ioctl` name, `errno` and the `arguments` that matter."""
 
-    def __init__(
-        self, ioctl: str, errno: int, arguments: dict[str, int | str] | None = None, hint: str = ""
-    ) -> None:
+    def __init__(self, ioctl: str, errno: int, arguments: dict[str, int | str] | None = None, hint: str = "") -> None:
         super().__init__(errno, os.strerror(errno))
         self.ioctl = ioctl
         self.arguments = arguments or {}

@@ -48,9 +48,7 @@ class System:
             ) from None
         if version != API_VERSION:
             system.close()
-            raise NoKvmError(
-                errno.ENOSYS, f"{path} speaks version {version} of KVM's interface, hostd {API_VERSION}"
-            )
+            raise NoKvmError(errno.ENOSYS, f"{path} speaks version {version} of KVM's interface, hostd {API_VERSION}")
         return system
 
     def close(self) -> None:

@@ -112,9 +112,7 @@ class Vcpu:
         lib.vcpu_exit(self._run, flat)
         wanted = flat.size * flat.count
         if flat.reason not in (EXIT_IO, EXIT_MMIO) or flat.is_write or len(data) != wanted:
-            raise ValueError(
-                f"a reply of {len(data)} bytes to an exit that asks for {0 if flat.is_write else wanted}"
-            )
+            raise ValueError(f"a reply of {len(data)} bytes to an exit that asks for {0 if flat.is_write else wanted}")
         ffi.buffer(flat.data, wanted)[:] = data
 
     @property
@@ -181,9 +179,7 @@ class Vcpu:
     def xcrs(self, values: Mapping[int, int]) -> None:
         entries = [{"xcr": number, "value": value} for number, value in values.items()]
         request = ffi.new("struct kvm_xcrs *", {"nr_xcrs": len(entries), "xcrs": entries})
-        call_with(
-            self.fd, "KVM_SET_XCRS", request, {f"xcr{number}": value for number, value in values.items()}
-        )
+        call_with(self.fd, "KVM_SET_XCRS", request, {f"xcr{number}": value for number, value in values.items()})
 
     def get_msrs(self, *indices: int) -> dict[int, int]:
         """Return model-specific registers by index.
@@ -216,16 +212,12 @@ class Vcpu:
 
     @mp_state.setter
     def mp_state(self, value: int) -> None:
-        call_with(
-            self.fd, "KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", (value,)), {"mp_state": value}
-        )
+        call_with(self.fd, "KVM_SET_MP_STATE", ffi.new("struct kvm_mp_state *", (value,)), {"mp_state": value})
 
     def single_step(self, on: bool) -> None:
         """Have every instruction end with a Debug exit. Raises KvmError."""
         control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP if on else 0
-        call_with(
-            self.fd, "KVM_SET_GUEST_DEBUG", ffi.new("struct kvm_guest_debug *", {"control": control}), {}
-        )
+        call_with(self.fd, "KVM_SET_GUEST_DEBUG", ffi.new("struct kvm_guest_debug *", {"control": control}), {})
 
     @property
     def tsc_khz(self) -> int:
