@@ -1,0 +1,406 @@
+/* channel.c: waiting, over the rings that never wait. */
+#include "guest.h"
+#include "call.h"
+
+static const uint64_t SPIN_NS = 20000;
+static const unsigned LOOKS = 1024; /* spins between two looks at clock and peer */
+
+/* ---- opening ----------------------------------------------------------------------------------------------------------- */
+
+static const struct guest_channel *find(const char *name) {
+    const struct guest_info *info = guest_info();
+    const struct guest_channel *ends = (const struct guest_channel *)((const char *)info + info->channels.offset);
+    for (uint32_t i = 0; i < info->channels.size; i++)
+        if (strcmp(ends[i].name, name) == 0)
+            return &ends[i];
+    return NULL;
+}
+
+static void *shared(const struct guest_channel *end) {
+    const struct guest_info *info = guest_info();
+    const struct guest_region *regions = (const struct guest_region *)((const char *)info + info->regions.offset);
+    return (void *)(regions[end->region].address + end->offset);
+}
+
+static int is_receiver(const struct channel *channel) {
+    return channel->end->role == GUEST_ROLE_RECEIVE;
+}
+
+static int open_ring(struct ring *ring, const struct guest_channel *end) {
+    int failed = end->kind == SHM_MPSC ? mpsc_open_lane(ring, shared(end), end->size, end->max_message, end->lane, end->lanes,
+                                                        end->flags)
+                                       : ring_open(ring, shared(end), end->size, end->max_message, end->flags);
+    if (failed)
+        return failed;
+    if (end->role == GUEST_ROLE_SEND)
+        return ring_attach_producer(ring);
+    ring_attach_consumer(ring);
+    return SHM_OK;
+}
+
+static int open_mpsc(struct mpsc *mpsc, const struct guest_channel *end) {
+    struct ring *lanes = guest_alloc(end->lanes * sizeof *lanes, 64);
+    if (!lanes)
+        return SHM_E_CONFIG;
+    return mpsc_attach_consumer(mpsc, shared(end), end->size, end->max_message, end->lanes, end->flags, lanes);
+}
+
+static int open_broadcast(struct broadcast *ring, const struct guest_channel *end) {
+    int failed = broadcast_open(ring, shared(end), end->size, end->max_message, end->flags);
+    if (failed)
+        return failed;
+    if (end->role == GUEST_ROLE_SEND)
+        return broadcast_attach_writer(ring);
+    broadcast_attach_reader(ring);
+    return SHM_OK;
+}
+
+int channel_open(struct channel *channel, const char *name) {
+    memset(channel, 0, sizeof *channel);
+    channel->end = find(name);
+    if (!channel->end)
+        return CHANNEL_UNKNOWN;
+    channel_spin(channel, SPIN_NS);
+    const struct guest_channel *end = channel->end;
+    switch (end->kind) {
+    case SHM_BROADCAST:
+        return open_broadcast(&channel->broadcast, end);
+    case SHM_BARRIER:
+        return barrier_attach(&channel->barrier, shared(end), end->lanes, end->lane, end->flags);
+    case SHM_MPSC:
+        if (is_receiver(channel))
+            return open_mpsc(&channel->mpsc, end);
+        /* fall through */
+    default:
+        return open_ring(&channel->ring, end);
+    }
+}
+
+void channel_spin(struct channel *channel, uint64_t ns) {
+    channel->spin_ticks = ns == CHANNEL_SPIN_ALWAYS ? UINT64_MAX : guest_ns_to_ticks(ns);
+}
+
+static void ring_for(uint32_t bell) {
+    if (bell != SHM_NO_BELL)
+        guest_ring(bell);
+}
+
+void channel_close(struct channel *channel) {
+    const struct guest_channel *end = channel->end;
+    switch (end->kind) {
+    case SHM_BARRIER:
+        barrier_close(&channel->barrier);
+        break;
+    case SHM_BROADCAST:
+        if (!is_receiver(channel))
+            shm_store32(&channel->broadcast.shared->writer, SHM_CLOSED);
+        break;
+    case SHM_MPSC:
+        if (is_receiver(channel)) {
+            for (uint32_t i = 0; i < end->lanes; i++)
+                ring_close_consumer(&channel->mpsc.lanes[i]);
+            break;
+        }
+        /* fall through */
+    default:
+        if (is_receiver(channel))
+            ring_close_consumer(&channel->ring);
+        else
+            ring_close_producer(&channel->ring);
+    }
+    ring_for(is_receiver(channel) ? end->space_bell : end->data_bell);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------------------- */
+
+/* What is waited for: something to take (or everyone's arrival), or room for `size` bytes. */
+struct want {
+    struct channel *channel;
+    int room;
+    uint32_t size;
+};
+
+static int has(const struct want *want) {
+    struct channel *channel = want->channel;
+    if (want->room)
+        return ring_has_room(&channel->ring, want->size);
+    switch (channel->end->kind) {
+    case SHM_BARRIER:
+        return shm_load32(&channel->barrier.shared->generation) != channel->barrier.generation;
+    case SHM_BROADCAST:
+        return broadcast_has_data(&channel->broadcast);
+    case SHM_MPSC:
+        return mpsc_has_data(&channel->mpsc);
+    default:
+        return ring_has_data(&channel->ring);
+    }
+}
+
+/* 0, or what the peer's end means to one who waits for it. */
+static int ended(const struct want *want) {
+    struct channel *channel = want->channel;
+    if (want->room)
+        return shm_peer_ended(&channel->ring.shared->consumer);
+    switch (channel->end->kind) {
+    case SHM_BARRIER: {
+        int passed = barrier_passed(&channel->barrier);
+        return passed == SHM_EMPTY ? 0 : passed;
+    }
+    case SHM_BROADCAST:
+        return shm_peer_ended(&channel->broadcast.shared->writer);
+    case SHM_MPSC:
+        return mpsc_ended(&channel->mpsc);
+    default:
+        return shm_peer_ended(&channel->ring.shared->producer);
+    }
+}
+
+static uint32_t *flag(const struct want *want) {
+    struct channel *channel = want->channel;
+    if (want->room)
+        return channel->ring.space_wait;
+    switch (channel->end->kind) {
+    case SHM_BARRIER:
+        return &channel->barrier.shared->data_wait;
+    case SHM_BROADCAST:
+        return &channel->broadcast.shared->data_wait;
+    case SHM_MPSC:
+        return &channel->mpsc.shared->data_wait;
+    default:
+        return channel->ring.data_wait;
+    }
+}
+
+/* Sleeping begins with telling the peer; a region that this guest may only read is one whose writer always rings. */
+static void announce(const struct want *want) {
+    if (!(want->channel->end->flags & SHM_ALWAYS_RING))
+        shm_sleep_begin(flag(want));
+}
+
+static int any(const struct want *wants, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (has(&wants[i]) || ended(&wants[i]))
+            return (int)i;
+    return CHANNEL_TIMEOUT;
+}
+
+
+static int sleep_for(const struct want *wants, size_t count, uint64_t start_ns, uint64_t limit_ns) {
+    uint32_t bells[GUEST_WAIT_BELLS];
+    for (size_t i = 0; i < count; i++)
+        bells[i] = wants[i].room ? wants[i].channel->end->space_bell : wants[i].channel->end->data_bell;
+    for (;;) {
+        for (size_t i = 0; i < count; i++)
+            announce(&wants[i]);
+        call(GUEST_CALL_FENCE);
+        int ready = any(wants, count);
+        if (ready >= 0)
+            return ready;
+        uint64_t left = GUEST_NO_LIMIT;
+        if (limit_ns != GUEST_NO_LIMIT) {
+            uint64_t passed = guest_now_ns() - start_ns;
+            if (passed >= limit_ns)
+                return CHANNEL_TIMEOUT;
+            left = limit_ns - passed;
+        }
+        guest_wait(bells, count, left);
+    }
+}
+
+/* Waits for one of the wants: its index, or CHANNEL_TIMEOUT. `spin` in ticks. */
+static int wait_for(const struct want *wants, size_t count, uint64_t spin, uint64_t limit_ns) {
+    uint64_t start = guest_ticks(), start_ns = 0;
+    for (unsigned looks = 1;; looks++) {
+        for (size_t i = 0; i < count; i++)
+            if (has(&wants[i]))
+                return (int)i;
+        shm_pause();
+        if (looks % LOOKS && spin)
+            continue;
+        int ready = any(wants, count);
+        if (ready >= 0)
+            return ready;
+        if (limit_ns != GUEST_NO_LIMIT) {
+            if (!start_ns)
+                start_ns = guest_now_ns();
+            else if (guest_now_ns() - start_ns >= limit_ns)
+                return CHANNEL_TIMEOUT;
+        }
+        if (guest_ticks() - start >= spin)
+            return sleep_for(wants, count, start_ns, limit_ns);
+    }
+}
+
+/* Waits on one channel: 0 to look again, or why there is nothing to look for. */
+static int wait_one(struct channel *channel, int room, uint32_t size, uint64_t limit_ns) {
+    struct want want = {.channel = channel, .room = room, .size = size};
+    if (wait_for(&want, 1, channel->spin_ticks, limit_ns) == CHANNEL_TIMEOUT)
+        return CHANNEL_TIMEOUT;
+    /* What was sent before the end is still to be received. */
+    int over = ended(&want);
+    return has(&want) ? 0 : over;
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------------------- */
+
+static int may_send(const struct channel *channel) {
+    return channel->end->role == GUEST_ROLE_SEND;
+}
+
+int channel_reserve(struct channel *channel, size_t size, void **payload, uint64_t limit_ns) {
+    if (!may_send(channel))
+        return CHANNEL_ROLE;
+    if (size > channel->end->max_message)
+        return CHANNEL_TOO_LONG;
+    if (channel->end->kind == SHM_BROADCAST)
+        return broadcast_reserve(&channel->broadcast, (uint32_t)size, payload);
+    for (;;) {
+        int result = ring_reserve(&channel->ring, (uint32_t)size, payload);
+        if (result != SHM_FULL)
+            return result;
+        result = wait_one(channel, 1, (uint32_t)size, limit_ns);
+        if (result)
+            return result;
+    }
+}
+
+void channel_commit(struct channel *channel, size_t size) {
+    int must_ring = channel->end->kind == SHM_BROADCAST ? broadcast_commit(&channel->broadcast, (uint32_t)size)
+                                                        : ring_commit(&channel->ring, (uint32_t)size);
+    if (must_ring)
+        ring_for(channel->end->data_bell);
+}
+
+int channel_send(struct channel *channel, const void *data, size_t size, uint64_t limit_ns) {
+    void *payload;
+    int failed = channel_reserve(channel, size, &payload, limit_ns);
+    if (failed)
+        return failed;
+    ring_copy(payload, data, size);
+    channel_commit(channel, size);
+    return 0;
+}
+
+/* ---- receiving --------------------------------------------------------------------------------------------------------- */
+
+int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns) {
+    uint32_t kind = channel->end->kind, size;
+    if (!is_receiver(channel) || kind == SHM_BROADCAST || kind == SHM_BARRIER)
+        return CHANNEL_ROLE;
+    for (;;) {
+        int result = kind == SHM_MPSC ? mpsc_peek(&channel->mpsc, payload, &size) : ring_peek(&channel->ring, payload, &size);
+        if (result != SHM_EMPTY)
+            return result ? result : (int64_t)size;
+        result = wait_one(channel, 0, 0, limit_ns);
+        if (result)
+            return result;
+    }
+}
+
+void channel_release(struct channel *channel) {
+    int must_ring =
+        channel->end->kind == SHM_MPSC ? mpsc_release(&channel->mpsc) : ring_release(&channel->ring);
+    if (must_ring)
+        ring_for(channel->end->space_bell);
+}
+
+static int64_t receive_broadcast(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
+    for (;;) {
+        int64_t size = broadcast_receive(&channel->broadcast, data, room);
+        if (size != SHM_EMPTY)
+            return size;
+        int failed = wait_one(channel, 0, 0, limit_ns);
+        if (failed)
+            return failed;
+    }
+}
+
+int64_t channel_receive(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
+    if (channel->end->kind == SHM_BROADCAST && is_receiver(channel))
+        return receive_broadcast(channel, data, room, limit_ns);
+    const void *payload;
+    int64_t size = channel_peek(channel, &payload, limit_ns);
+    if (size < 0)
+        return size;
+    if ((uint64_t)size > room)
+        return CHANNEL_TOO_LONG;
+    ring_copy(data, payload, (uint64_t)size);
+    channel_release(channel);
+    return size;
+}
+
+uint64_t channel_lost(const struct channel *channel) {
+    return channel->end->kind == SHM_BROADCAST ? channel->broadcast.lost : 0;
+}
+
+int channel_join(struct channel *channel, uint64_t limit_ns) {
+    if (channel->end->kind != SHM_BARRIER)
+        return CHANNEL_ROLE;
+    if (barrier_arrive(&channel->barrier))
+        ring_for(channel->end->data_bell);
+    return wait_one(channel, 0, 0, limit_ns);
+}
+
+int channel_select(struct channel *const *channels, size_t count, uint64_t limit_ns) {
+    struct want wants[GUEST_WAIT_BELLS];
+    uint64_t spin = UINT64_MAX;
+    if (!count || count > GUEST_WAIT_BELLS)
+        return CHANNEL_ROLE;
+    for (size_t i = 0; i < count; i++) {
+        wants[i] = (struct want){.channel = channels[i]};
+        if (!is_receiver(channels[i]))
+            return CHANNEL_ROLE;
+        if (channels[i]->spin_ticks < spin)
+            spin = channels[i]->spin_ticks;
+    }
+    return wait_for(wants, count, spin, limit_ns);
+}
+
+/* ---- telling people ---------------------------------------------------------------------------------------------------- */
+
+static const char *field(const struct channel *channel) {
+    switch (channel->end->kind) {
+    case SHM_BARRIER:
+        return channel->barrier.field;
+    case SHM_BROADCAST:
+        return channel->broadcast.field;
+    case SHM_MPSC:
+        if (is_receiver(channel))
+            return channel->mpsc.field;
+        /* fall through */
+    default:
+        return channel->ring.field;
+    }
+}
+
+const char *channel_error(const struct channel *channel, int64_t result) {
+    switch (result) {
+    case CHANNEL_TIMEOUT:
+        return "the time limit passed";
+    case CHANNEL_UNKNOWN:
+        return "the cluster file gives this guest no such channel";
+    case CHANNEL_ROLE:
+        return "not for this guest's role in it, or this kind of channel";
+    case CHANNEL_CLOSED:
+        return "its other end was closed";
+    case CHANNEL_GONE:
+        return "its other end died";
+    case CHANNEL_TOO_LONG:
+        return "the message is longer than max_message or the buffer";
+    default:
+        return field(channel) ? field(channel) : "not open";
+    }
+}
+
+void channel_must(const struct channel *channel, int64_t result) {
+    if (result < 0)
+        guest_fail("channel %s: %s%s", channel->end->name, result == CHANNEL_CORRUPT ? "a peer spoiled its field " : "",
+                   channel_error(channel, result));
+}
+
+void channel_must_open(struct channel *channel, const char *name) {
+    int failed = channel_open(channel, name);
+    if (failed == CHANNEL_UNKNOWN)
+        guest_fail("channel %s: %s", name, channel_error(channel, failed));
+    channel_must(channel, failed);
+}
