@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from hostd.kvm._kvm import Fpu, Regs, Sregs
 
 EXIT_IO, EXIT_MMIO = 2, 6
+EHWPOISON = 133
+PAGE_HINT = "the host could not provide a page of the guest's memory (was a mapped file made shorter?)"
 
 
 class Vcpu:
@@ -75,6 +78,8 @@ class Vcpu:
 
         Raises KvmError when KVM_RUN fails (EFAULT: the host could not provide a page of the guest's memory).
         """
+        if self.fd < 0:
+            raise KvmError("KVM_RUN", errno.EBADF, {"vcpu": self.fd}, "the vCPU is closed")
         while True:
             result = lib.vcpu_loop(self._loop)
             if result == lib.VCPU_STOPPED:
@@ -82,13 +87,16 @@ class Vcpu:
             if result == lib.VCPU_EXITED:
                 return self._exited()
             if result != lib.VCPU_SIGNALLED:  # Otherwise the interpreter runs its signal handlers on the way.
-                raise KvmError("KVM_RUN", -result, {"vcpu": self.fd})
+                hint = PAGE_HINT if -result in (errno.EFAULT, EHWPOISON) else ""
+                raise KvmError("KVM_RUN", -result, {"vcpu": self.fd}, hint)
 
     def stop(self) -> None:
         """Make `run` return Interrupted: now if it runs, else the next time.
 
-        From any thread, at any moment.
+        From any thread, at any moment but that of `close`.
         """
+        if self.fd < 0:
+            return
         failed = lib.vcpu_stop(self._loop)
         if failed:
             raise KvmError("tgkill", -failed, {"vcpu": self.fd})

@@ -153,7 +153,7 @@ class SlotTable:
         with self._lock:
             if row not in self._rows:
                 raise SlotError(f"slot {row.name} at {row.gpa:#x} is not in the table")
-            if self._vm is not None:
+            if self._vm is not None and self._vm.fd >= 0:  # A closed VM has no slots to delete.
                 self._vm.delete_slot(row.index)
             lib.rows_remove(self._c_rows, row.gpa)
             self._rows.remove(row)

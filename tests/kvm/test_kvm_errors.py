@@ -92,3 +92,12 @@ def test_closing_twice_is_harmless(system: System) -> None:
     with system.create_vm() as vm, vm.create_vcpu(0) as vcpu:
         vcpu.close()
         vm.close()
+
+
+def test_a_closed_vcpu_says_so(system: System) -> None:
+    with system.create_vm() as vm:
+        vcpu = vm.create_vcpu(0)
+        vcpu.close()
+        vcpu.stop()
+        with pytest.raises(KvmError, match=r"KVM_RUN\(vcpu=-1\).*the vCPU is closed"):
+            vcpu.run()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from machine import LOW, PORT, Machine, build, out
 
-from hostd.kvm import Exit, Hlt, Interrupted, Io, Mmio, System
+from hostd.kvm import Exit, Hlt, Interrupted, Io, KvmError, MemoryFault, Mmio, System
 from hostd.memory import (
     Anonymous,
     Device,
@@ -295,3 +295,21 @@ def _anonymous(hva: int) -> str:
     """KiB of the mapping at `hva` that are copies of its file's pages."""
     section = Path("/proc/self/smaps").read_text().partition(f"\n{hva:x}-")[2]
     return section.partition("Anonymous:")[2].split()[0]
+
+
+def test_a_file_cut_short_ends_the_guest_with_an_error(machine: Machine, tmp_path: Path) -> None:
+    """Whoever can truncate the file can end the guest, but not the process that runs it."""
+    file = tmp_path / "shared"
+    file.write_bytes(bytes(PAGE))
+    machine.table.add(AT, PAGE, SharedFile(file), name="shared")
+    os.truncate(file, 0)
+    machine.ring3(store(AT, 1) + out(1))
+    event: object
+    try:
+        event = machine.vcpu.run()
+    except KvmError as error:
+        event = error
+    # Which of the two depends on the kernel (KVM_CAP_MEMORY_FAULT_INFO).
+    assert isinstance(event, (KvmError, MemoryFault))
+    if isinstance(event, KvmError):
+        assert "could not provide a page" in str(event)
