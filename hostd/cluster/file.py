@@ -7,7 +7,7 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,17 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> model.C
     file = Path(path)
     tables = _tables(file)
     apply_overrides(tables, overrides)
+    return from_tables(file, tables, overrides)
+
+
+def from_tables(file: Path, tables: dict[str, Any], overrides: Sequence[str] = ()) -> model.Cluster:
+    """Check `tables`, what `file` says with `overrides` applied. Raises ClusterFileError."""
     try:
         checked = FileTable.model_validate(tables)
     except ValidationError as error:
         raise ClusterFileError(f"{file}: {_sentence(error)}") from None
     try:
-        cluster = _cluster(file.resolve(), checked, tuple(overrides))
+        cluster = _cluster(file.resolve(), checked, tables, tuple(overrides))
         _check(cluster)
     except ClusterFileError as error:
         raise ClusterFileError(f"{file}: {error}") from None
@@ -64,7 +69,7 @@ def _sentence(error: ValidationError) -> str:
     key = ".".join(path)
     kind, given = first["type"], first.get("input")
     if kind == "extra_forbidden":
-        problem = f"unknown key{_suggestion(path[-1], known_keys(path[:-1]))}"
+        problem = f"unknown key{near(path[-1], known_keys(path[:-1]))}"
     elif kind == "missing":
         problem = "is missing"
     elif "[key]" in first["loc"]:
@@ -85,14 +90,16 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: {problem}"
 
 
-def _suggestion(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1)
-    if near:
-        return f"; did you mean {near[0]}?"
-    return f"; there are {', '.join(known)}" if known else ""
+def near(key: str, known: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for the one of `known` that looks like `key`, else what there is."""
+    known = list(known)
+    similar = difflib.get_close_matches(key, known, n=1)
+    if similar:
+        return f"; did you mean {similar[0]}?"
+    return f"; there are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}" if known else ""
 
 
-def _cluster(file: Path, tables: FileTable, overrides: tuple[str, ...]) -> model.Cluster:
+def _cluster(file: Path, tables: FileTable, plain: Mapping[str, Any], overrides: tuple[str, ...]) -> model.Cluster:
     name = tables.cluster.name or file.stem
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
         raise ClusterFileError(
@@ -106,6 +113,7 @@ def _cluster(file: Path, tables: FileTable, overrides: tuple[str, ...]) -> model
         regions={n: _region(folder, n, table) for n, table in tables.region.items()},
         channels=channels,
         guests={n: _guest(folder, n, table) for n, table in tables.guest.items()},
+        tables=plain,
         baselines=tuple(tables.bench.baselines),
         check=tuple(tables.check.command) if tables.check else (),
         overrides=overrides,
@@ -160,10 +168,8 @@ def _check(cluster: model.Cluster) -> None:
     for channel in cluster.channels.values():
         region = cluster.regions.get(channel.region)
         if region is None:
-            near = _suggestion(channel.region, cluster.regions)
-            raise ClusterFileError(
-                f"channel.{channel.name}.region: region {channel.region!r} is not declared{near}"
-            )
+            hint = near(channel.region, cluster.regions)
+            raise ClusterFileError(f"channel.{channel.name}.region: region {channel.region!r} is not declared{hint}")
         if region.raw:
             raise ClusterFileError(
                 f"channel.{channel.name}.region: region {region.name!r} is a file, which holds no channels"
@@ -182,12 +188,12 @@ def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
     ):
         for name in used:
             if name not in declared:
-                near = _suggestion(name, declared)
-                raise ClusterFileError(f"{where}.{kind}s.{name}: {kind} {name!r} is not declared{near}")
+                hint = near(name, declared)
+                raise ClusterFileError(f"{where}.{kind}s.{name}: {kind} {name!r} is not declared{hint}")
     for name in guest.after:
         if name not in cluster.guests:
-            near = _suggestion(name, cluster.guests)
-            raise ClusterFileError(f"{where}.after: guest {name!r} is not declared{near}")
+            hint = near(name, cluster.guests)
+            raise ClusterFileError(f"{where}.after: guest {name!r} is not declared{hint}")
     for name, role in guest.channels.items():
         _check_end(where, cluster.channels[name], role, guest)
     for slot in guest.slots:
@@ -200,9 +206,7 @@ def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
 def _check_end(where: str, channel: model.Channel, role: str, guest: model.Guest) -> None:
     if (role == "join") != (channel.kind == "barrier"):
         roles = "join" if channel.kind == "barrier" else "send or receive"
-        raise ClusterFileError(
-            f"{where}.channels.{channel.name}: a {channel.kind} channel takes {roles}, not {role!r}"
-        )
+        raise ClusterFileError(f"{where}.channels.{channel.name}: a {channel.kind} channel takes {roles}, not {role!r}")
     reads_only = channel.kind == "broadcast" and role == "receive"
     if guest.regions.get(channel.region) == "ro" and not reads_only:
         raise ClusterFileError(

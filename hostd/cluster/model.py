@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 KINDS = ("spsc", "mpsc", "broadcast", "barrier")
 ROLES = ("send", "receive", "join")
@@ -84,6 +85,8 @@ class Cluster:
     regions: Mapping[str, Region]
     channels: Mapping[str, Channel]
     guests: Mapping[str, Guest]
+    tables: Mapping[str, Any]
+    """the file's tables as they were read, overrides applied"""
     baselines: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())

@@ -18,16 +18,12 @@ def apply_overrides(tables: dict[str, Any], overrides: Sequence[str]) -> None:
         key, equals, text = override.partition("=")
         path = key.strip().split(".")
         if not equals or not all(path):
-            raise ClusterFileError(
-                f"--set {override}: is no override; write KEY=VALUE, such as guest.hello.count=200"
-            )
+            raise ClusterFileError(f"--set {override}: is no override; write KEY=VALUE, such as guest.hello.count=200")
         table = tables
         for depth, part in enumerate(path[:-1]):
             table = table.setdefault(part, {})
             if not isinstance(table, dict):
-                raise ClusterFileError(
-                    f"--set {override}: {'.'.join(path[: depth + 1])} is a value and has no keys"
-                )
+                raise ClusterFileError(f"--set {override}: {'.'.join(path[: depth + 1])} is a value and has no keys")
         table[path[-1]] = _value(text.strip())
 
 

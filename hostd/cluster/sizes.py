@@ -25,9 +25,7 @@ def parse_size(value: object) -> int:
     else:
         match = PATTERN.fullmatch(value) if isinstance(value, str) else None
         if match is None or match[2] not in UNITS:
-            raise ValueError(
-                f'{value!r} is no size; write bytes or a text such as "64KiB", "16MiB" or "2GiB"'
-            )
+            raise ValueError(f'{value!r} is no size; write bytes or a text such as "64KiB", "16MiB" or "2GiB"')
         exact = float(match[1]) * UNITS[match[2]]
         size = int(match[1]) * UNITS[match[2]] if "." not in match[1] else int(exact)
         if size != exact:

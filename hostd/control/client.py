@@ -35,14 +35,12 @@ class Client:
             self.hello = self._next()
             if self.hello.get("hello") != VERSION:
                 theirs = self.hello.get("hello")
-                raise ControlError(
-                    f"the supervisor speaks version {theirs} of the control protocol, not {VERSION}"
-                )
+                raise ControlError(f"the supervisor speaks version {theirs} of the control protocol, not {VERSION}")
         except BaseException:
             self._socket.close()
             raise
 
-    def call(self, name: str, *, timeout: float | None = 30.0, **arguments: object) -> Any:  # noqa: ANN401
+    def call(self, name: str, *, timeout: float | None = 30.0, **arguments: object) -> Any:
         """Ask the supervisor and return its answer, waiting at most `timeout` seconds (None: for ever).
 
         Raises ControlError with the supervisor's own sentence, or when it doesn't answer.

@@ -64,9 +64,7 @@ class Server:
         self._connections.add(task)
         try:
             if len(self._connections) > CONNECTION_LIMIT:
-                await _send(
-                    writer, {"id": None, "error": f"more than {CONNECTION_LIMIT} connections; try again"}
-                )
+                await _send(writer, {"id": None, "error": f"more than {CONNECTION_LIMIT} connections; try again"})
             else:
                 await self._converse(reader, writer)
         except FrameError as error:

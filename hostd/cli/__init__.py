@@ -1,0 +1,70 @@
+"""The command `hostd`: one file per command in this folder, imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "run": "run a cluster in the foreground and show its result",
+    "up": "bring a cluster up in the background",
+    "down": "end a background cluster and remove all it made",
+    "ps": "list clusters and their guests",
+    "logs": "show what guests wrote to their consoles",
+    "stop": "stop guests for good",
+    "kill": "kill the processes of guests",
+    "slots": "show a guest's slot table and what of it is shared",
+    "inspect": "show everything known of a cluster or a guest",
+    "validate": "check a cluster file and its images without starting anything",
+    "build": "compile a C program into a unikernel",
+    "doctor": "tell what this host can run, and what to do about the rest",
+    "completion": "print shell completion for bash, zsh or tcsh",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line `arguments` (default: this process's); return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in COMMANDS:
+        from hostd.cli.command import run_command
+
+        return run_command(arguments[0], arguments[1:])
+    return _overview(arguments)
+
+
+def _overview(arguments: list[str]) -> int:
+    """Serve --help, --version and what is no command, without importing anything."""
+    import hostd
+
+    if arguments == ["--version"]:
+        print(f"hostd {hostd.__version__}")
+        return 0
+    if arguments and arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if not arguments:
+        print(_help(), file=sys.stderr)
+    else:
+        print(f"hostd: {arguments[0]!r} is no command; `hostd --help` lists them", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    commands = "\n".join(f"  {name:<12}{summary}" for name, summary in COMMANDS.items())
+    return f"""usage: hostd COMMAND [ARGUMENTS]
+
+Clusters of real virtual machines on one Linux host that talk through memory.
+
+{commands}
+
+options:
+  -h, --help  this help; `hostd COMMAND --help` for a command's own
+  --version   print the version
+
+examples:
+  hostd doctor
+  hostd run examples/pingpong.toml
+  hostd up examples/many.toml --set guest.hello.count=8
+  hostd slots hello-3
+
+Every command but completion takes --json."""

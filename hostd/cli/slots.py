@@ -1,0 +1,34 @@
+"""hostd slots"""
+
+from __future__ import annotations
+
+import argparse
+
+from hostd.cli.command import print_columns, print_json
+
+EXAMPLES = ("hostd slots hello-3", "hostd slots many/hello-3 --json")
+COUNTED = ("size", "resident", "shared", "private", "swapped")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("guest", metavar="GUEST", help="GUEST or CLUSTER/GUEST")
+
+
+def run(options: argparse.Namespace) -> int:
+    from hostd.cli.targets import find_guest
+    from hostd.cluster.sizes import format_size
+
+    client, guest = find_guest(options.guest)
+    with client:
+        table = client.call("slots", guest=guest)
+    if options.json:
+        print_json(table)
+        return 0
+    rows = [
+        (f"{row['gpa']:#x}", row["name"], row["access"], row["backing"], *(format_size(row[key]) for key in COUNTED))
+        for row in table["slots"]
+    ]
+    totals = [format_size(sum(row[key] for row in table["slots"])) for key in COUNTED]
+    head = ("ADDRESS", "NAME", "ACCESS", "BACKING", *(key.upper() for key in COUNTED))
+    print_columns(head, [*rows, ("", "total", "", "", *totals)], right=range(4, 9))
+    return 0

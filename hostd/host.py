@@ -1,0 +1,225 @@
+"""hostd from Python: run clusters, bring them up in the background, find those that run.
+
+with Host() as host:
+    cluster = host.run("examples/pingpong.toml")
+    print(cluster.guests["ping"].reports)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from hostd.cluster.file import load
+from hostd.control.client import Client, ControlError
+from hostd.supervisor.detached import attach, start
+from hostd.supervisor.directory import cluster_names
+from hostd.supervisor.errors import SupervisorError
+from hostd.supervisor.processes import alive
+
+if TYPE_CHECKING:
+    import shm
+
+File = str | os.PathLike[str]
+
+
+@dataclass(frozen=True)
+class GuestResult:
+    """How a guest ended, or stands: `outcome` is "exit", "fault", "killed", "error", or its state while it runs."""
+
+    name: str
+    outcome: str
+    exit_code: int | None
+    message: str
+    reports: Mapping[str, Any]
+    fault: Mapping[str, Any] | None
+    restarts: int
+    start_ns: int | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run gave. `json` is the whole of it, as `hostd run --json` prints it."""
+
+    json: Mapping[str, Any]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every guest exited with 0 and the file's own check passed."""
+        return bool(self.json["ok"])
+
+    @property
+    def guests(self) -> dict[str, GuestResult]:
+        return {name: GuestResult(name, **guest) for name, guest in self.json["guests"].items()}
+
+    @property
+    def baseline(self) -> Mapping[str, float]:
+        """The baselines measured in the same run, by name."""
+        baseline: Mapping[str, float] = self.json["baseline"]
+        return baseline
+
+    @property
+    def memory(self) -> Mapping[str, Any]:
+        """Bytes per running guest, and how that was measured."""
+        memory: Mapping[str, Any] = self.json["memory"]
+        return memory
+
+
+class Guest:
+    """A guest of a background cluster."""
+
+    def __init__(self, cluster: BackgroundCluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    @property
+    def reports(self) -> Mapping[str, Any]:
+        """What the guest has reported so far."""
+        return self.result.reports
+
+    @property
+    def result(self) -> GuestResult:
+        """How the guest stands, or ended."""
+        return self.cluster.result().guests[self.name]
+
+    def slots(self) -> list[dict[str, Any]]:
+        """The rows of its slot table, each with its resident, shared, private and swapped bytes."""
+        answer: dict[str, Any] = self.cluster.call("slots", guest=self.name)
+        rows: list[dict[str, Any]] = answer["slots"]
+        return rows
+
+    def read(self, gpa: int, size: int) -> bytes:
+        """Return `size` bytes (at most 1 MiB) of its memory, from guest physical address `gpa` on."""
+        data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
+        return data
+
+    def stop(self) -> None:
+        """Stop it for good."""
+        self.cluster.call("stop", guests=[self.name])
+
+    def kill(self) -> None:
+        """Kill its process; its restart policy says whether it starts again."""
+        self.cluster.call("kill", guests=[self.name])
+
+
+class BackgroundCluster:
+    """A cluster that runs in the background, whether or not this object, or its supervisor, lives on.
+
+    Methods raise ControlError for what the supervisor refuses, NoSuchClusterError once the cluster is gone.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._client: Client | None = attach(name)
+
+    def call(self, name: str, *, timeout: float | None = 30.0, **arguments: Any) -> Any:
+        """Ask the supervisor (docs/control-protocol.md); if it died meanwhile, its successor."""
+        if self._client is None:
+            self._client = attach(self.name)
+        try:
+            return self._client.call(name, timeout=timeout, **arguments)
+        except ConnectionError:
+            self.close()
+            self._client = attach(self.name)
+            return self._client.call(name, timeout=timeout, **arguments)
+
+    @property
+    def guests(self) -> dict[str, Guest]:
+        return {guest["name"]: Guest(self, guest["name"]) for guest in self.ps()["guests"]}
+
+    def ps(self) -> dict[str, Any]:
+        """Return the cluster and the state of its guests, as `hostd ps --json` prints it."""
+        answer: dict[str, Any] = self.call("ps")
+        return answer
+
+    def result(self) -> Result:
+        """Return the result as far as the guests have come."""
+        return Result(self.call("result"))
+
+    def wait(self, *guests: str, timeout: float | None = None) -> Result:
+        """Wait until `guests` (default: all) have ended, at most `timeout` seconds; return the result."""
+        return Result(self.call("wait", timeout=timeout, guests=list(guests)))
+
+    def region(self, name: str, *, readonly: bool = False) -> shm.Region:
+        """Join the region `name` of this cluster, with the same channels as a guest."""
+        import shm
+
+        return shm.Region.open(f"{self.name}/{name}", readonly=readonly)
+
+    def down(self) -> None:
+        """End the cluster; return when nothing of it is left."""
+        if self._client is None:
+            self._client = attach(self.name)
+        take_down(self._client)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; the cluster runs on."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
+
+class Host:
+    """This machine. A context manager: leaving it closes connections; background clusters run on."""
+
+    def __init__(self) -> None:
+        self._clusters: list[BackgroundCluster] = []
+
+    def run(self, file: File, *, overrides: Sequence[str] = ()) -> Result:
+        """Run a cluster in the foreground; return its result. `overrides` are as in `--set`.
+
+        Raises ClusterFileError, ImageError, BuildError, SupervisorError, ShmError or OSError when it can't be started.
+        """
+        from hostd.supervisor.foreground import run
+
+        return Result(run(load(file, overrides)))
+
+    def up(self, file: File, *, overrides: Sequence[str] = ()) -> BackgroundCluster:
+        """Bring a cluster up in the background; return when its guests have been started. Raises as `run` does."""
+        cluster = load(file, overrides)
+        start(cluster)
+        return self.attach(cluster.name)
+
+    def attach(self, name: str) -> BackgroundCluster:
+        """Return the background cluster `name`. Raises NoSuchClusterError."""
+        self._clusters.append(BackgroundCluster(name))
+        return self._clusters[-1]
+
+    def clusters(self) -> list[BackgroundCluster]:
+        """Return the clusters that run."""
+        found = []
+        for name in cluster_names():
+            with contextlib.suppress(SupervisorError):
+                found.append(self.attach(name))
+        return found
+
+    def close(self) -> None:
+        """Close all connections."""
+        for cluster in self._clusters:
+            cluster.close()
+        self._clusters.clear()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def take_down(client: Client, *, timeout: float = 30.0) -> None:
+    """End the cluster of the supervisor at the other end; return when its process is gone. Raises ControlError."""
+    process = client.hello.get("process")
+    client.call("down")
+    deadline = time.monotonic() + timeout
+    while alive(process):
+        if time.monotonic() > deadline:
+            raise ControlError(f"the supervisor (process {client.hello.get('process')}) doesn't end; kill it")
+        time.sleep(0.01)

@@ -1,0 +1,407 @@
+"""The guests of one cluster: started in order through the warm parent, watched, restarted, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hostd.boot.elf import Image
+from hostd.cluster.plan import Plan
+from hostd.control.framing import FrameReader, Message
+from hostd.supervisor.directory import ClusterDirectory
+from hostd.supervisor.figures import Figures
+from hostd.supervisor.guest_run import GuestRun, Result, death, failure
+from hostd.supervisor.link import GuestLink, WarmLink
+from hostd.supervisor.regions import Regions
+
+STARTS_AT_ONCE = 48
+"""guests asked for that haven't said hello"""
+HELLO_TIMEOUT = 30.0
+STOP_TIMEOUT = 5.0
+CONNECT_DELAY = 0.003
+EXIT_GRACE = 0.5
+"""between the end of a guest's connection and the warm parent's word on how its process ended"""
+SETTLE_TIME = 0.05
+
+FORKED = "forked"
+ENDED = "ended"
+
+
+class Fleet:
+    """All guests of `plan`. `revive` is called when a warm parent is needed and there is none."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        images: dict[str, Image],
+        directory: ClusterDirectory,
+        regions: Regions,
+        revive: Callable[[], WarmLink],
+        *,
+        foreground: bool,
+    ) -> None:
+        self.runs = {name: GuestRun(guest) for name, guest in plan.guests.items()}
+        self.figures = Figures(len(self.runs))
+        self.foreground = foreground
+        self.failed_start: str | None = None
+        """the sentence of the first guest that could not be started"""
+        self.warm: WarmLink | None = None
+        self._cluster = plan.cluster.name
+        self._images = {name: image.describe() for name, image in images.items()}
+        self._image_files: dict[str, int] = {}
+        self._directory = directory
+        self._regions = regions
+        self._revive = revive
+        self._slots = asyncio.Semaphore(STARTS_AT_ONCE)
+        self._starting: set[str] = set()
+        self._alive = 0
+        self._change = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # --- starting ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to start all guests that wait; `wait_started` tells when they are."""
+        self._spawn(self._start_all())
+
+    async def _start_all(self) -> None:
+        for run in self.runs.values():
+            if run.state != "waiting":
+                continue
+            if run.plan.after:
+                self._spawn(self._start_after(run))
+            else:
+                await self._start_one(run)
+
+    async def _start_after(self, run: GuestRun) -> None:
+        for name in run.plan.after:
+            other = self.runs[name]
+            await other.ready.wait()
+            if other.failed_start or other.stopping:
+                self._end(run, failure(run.name, f"not started: guest {name}, which it starts after, never ran"))
+                return
+        await self._start_one(run)
+
+    async def _start_one(self, run: GuestRun) -> None:
+        await self._slots.acquire()
+        if run.stopping or self._closed:
+            self._slots.release()
+            return
+        self._starting.add(run.name)
+        self.launch(run)
+
+    def launch(self, run: GuestRun) -> None:
+        """Ask the warm parent for the guest's process."""
+        run.state, run.requested, run.result, run.failed_start = "starting", time.monotonic(), None, False
+        self.figures.requested(run.requested)
+        try:
+            if self.warm is None:
+                self.warm = self._revive()
+            log_file = self._directory.log(run.name)
+            log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                descriptors = [log, self._image(run.plan.group.name), *self._regions.descriptors(run.plan)]
+                self.warm.send({"start": self._spec(run)}, descriptors)
+            finally:
+                os.close(log)
+        except OSError as error:
+            self._never_ran(run, failure(run.name, f"cannot be started: {error.strerror or error}"))
+            return
+        asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self._expect_hello, run, run.requested)
+
+    def _spec(self, run: GuestRun) -> dict[str, Any]:
+        guest = run.plan.group
+        slots = [
+            {
+                "name": slot.name,
+                "gpa": slot.gpa,
+                "size": slot.size,
+                "backing": slot.backing,
+                "path": None if slot.path is None else str(slot.path),
+                "offset": slot.offset,
+                "access": slot.access,
+            }
+            for slot in guest.slots
+        ]
+        return {
+            "cluster": self._cluster,
+            "name": run.name,
+            "dir": str(self._directory.path),
+            "lifeline": self.foreground,
+            "memory": guest.memory,
+            "args": list(guest.args),
+            "env": dict(guest.env),
+            "cpu": list(guest.cpus) or None,
+            "seed": os.urandom(32),
+            "image": self._images[guest.name],
+            "options": dict(guest.options),
+            "log_limit": guest.log_limit,
+            "regions": self._regions.describe(run.plan),
+            "channels": self._regions.ends(run.plan),
+            "slots": slots,
+            "bells": len(self._regions.bells(run.plan)),
+        }
+
+    def _image(self, group: str) -> int:
+        path = self._images[group]["path"]
+        if path not in self._image_files:
+            self._image_files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        return self._image_files[path]
+
+    def _expect_hello(self, run: GuestRun, requested: float) -> None:
+        if run.state == "starting" and run.requested == requested and not self._closed:
+            self._never_ran(run, failure(run.name, f"its process said nothing in {HELLO_TIMEOUT:.0f} s"))
+            self.kill(run)
+
+    def _never_ran(self, run: GuestRun, result: Result) -> None:
+        run.failed_start = True
+        if self.failed_start is None:
+            self.failed_start = result["message"]
+        self._end(run, result)
+        if run.pid is None:
+            self._after_end(run)
+
+    # --- what the warm parent says -----------------------------------------------------------------------------
+
+    def on_warm(self, message: Message) -> None:
+        """Take a message of the warm parent."""
+        if "started" in message:
+            run = self.runs[message["started"]]
+            run.pid = message["pid"]
+            self._alive += 1
+            self._note({"event": FORKED, "name": run.name, "pid": run.pid})
+            self._connect(run, CONNECT_DELAY)
+        elif "failed" in message:
+            run = self.runs[message["failed"]]
+            self._never_ran(run, failure(run.name, str(message["error"])))
+        elif "exited" in message:
+            run = self.runs[message["exited"]]
+            if run.pid == message["pid"]:
+                self._gone(run, message["status"])
+
+    def on_warm_end(self) -> None:
+        """The warm parent died: its guests go on, their connections tell when they end."""
+        self.warm = None
+        for run in self.runs.values():
+            if run.state == "starting" and run.pid is None:
+                self._never_ran(run, failure(run.name, "the process that starts guests died"))
+
+    def _connect(self, run: GuestRun, delay: float) -> None:
+        if run.pid is None or run.link is not None or self._closed:
+            return
+        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            link.connect(os.fspath(self._directory.socket(run.name)))
+        except OSError:  # It has not come so far yet; if it never does, its end or the time limit tells.
+            link.close()
+            asyncio.get_running_loop().call_later(delay, self._connect, run, min(delay * 1.5, 0.1))
+            return
+        self.attach(run, link)
+
+    # --- what a guest says -------------------------------------------------------------------------------------
+
+    def attach(self, run: GuestRun, link: socket.socket, frames: FrameReader | None = None) -> None:
+        """Use `link` as the connection to the guest; `frames` has what was read from it before."""
+        run.link = GuestLink(link, lambda message: self.on_guest(run, message), lambda: self._lost(run), frames)
+
+    def on_guest(self, run: GuestRun, message: Message) -> None:
+        """Take a message of a guest process."""
+        if "hello" in message:
+            self._hello(run, message)
+        elif message.get("event") == "report":
+            run.reports[message["name"]] = message["value"]
+        elif message.get("event") == "result":
+            self._result(run, message["result"])
+
+    def _hello(self, run: GuestRun, message: Message) -> None:
+        run.reports.update(message["reports"])
+        run.rows = message["rows"]
+        if run.state == "starting" and message["state"] != "starting":
+            now = time.monotonic()
+            run.state, run.running_since = "running", now
+            run.start_ns = round((now - run.requested) * 1e9)
+            if self.figures.running(now, self._alive) and run.pid is not None:
+                asyncio.get_running_loop().call_later(SETTLE_TIME, self._size, run, run.pid)
+            run.ready.set()
+            self._release(run)
+            self._changed()
+        if message["result"] is not None:
+            self._result(run, message["result"])
+
+    def _size(self, run: GuestRun, pid: int) -> None:
+        if run.state == "running" and run.pid == pid and not self._closed:
+            self.figures.size(pid)
+
+    def _result(self, run: GuestRun, result: Result) -> None:
+        if run.state == "starting":
+            self._never_ran(run, result)
+        else:
+            self._end(run, result)
+        if run.link is not None:
+            run.link.send({"id": 0, "call": "take"})
+
+    def _end(self, run: GuestRun, result: Result) -> None:
+        """Keep how a guest ended, first of all for those who would wait for it."""
+        if run.result is not None:
+            return
+        run.result, run.state = result, "ended"
+        self._regions.mark_gone(run.plan)
+        self._note({"event": ENDED, "name": run.name, "result": result, "reports": run.reports, **self._past(run)})
+        run.ready.set()
+        self._release(run)
+        self._changed()
+
+    def _past(self, run: GuestRun) -> dict[str, Any]:
+        return {"restarts": run.restarts, "start_ns": run.start_ns, "stopping": run.stopping}
+
+    def _release(self, run: GuestRun) -> None:
+        if run.name in self._starting:
+            self._starting.remove(run.name)
+            self._slots.release()
+
+    # --- the end of a process ----------------------------------------------------------------------------------
+
+    def _lost(self, run: GuestRun) -> None:
+        """The connection ended: the process did, or is about to."""
+        pid = run.pid
+        if self.warm is None:
+            self._gone(run, None)
+        elif pid is not None and not self._closed:
+            asyncio.get_running_loop().call_later(EXIT_GRACE, self._presume_gone, run, pid)
+
+    def _presume_gone(self, run: GuestRun, pid: int) -> None:
+        if run.pid == pid and not self._closed:
+            self.kill(run)
+            self._gone(run, None)
+
+    def _gone(self, run: GuestRun, status: int | None) -> None:
+        if run.link is not None:
+            run.link.drain()
+            run.link.close()
+            run.link = None
+        if run.pid is not None:
+            run.pid = None
+            self._alive -= 1
+        if run.result is None:
+            if run.state == "starting":
+                self._never_ran(run, death(run.name, status))
+                return
+            self._end(run, death(run.name, status))
+        self._after_end(run)
+
+    def _after_end(self, run: GuestRun) -> None:
+        with contextlib.suppress(OSError):
+            self._directory.socket(run.name).unlink(missing_ok=True)
+        delay = None if self._closed or run.failed_start else run.restart_delay()
+        if delay is not None:
+            run.state = "restarting"
+            asyncio.get_running_loop().call_later(delay, self._restart, run)
+        self._changed()
+
+    def _restart(self, run: GuestRun) -> None:
+        if run.state != "restarting" or self._closed:
+            return
+        run.restarts += 1
+        self._regions.mark_fresh(run.plan)
+        self.launch(run)
+
+    # --- stopping ----------------------------------------------------------------------------------------------
+
+    def kill(self, run: GuestRun) -> None:
+        """Kill the guest's process."""
+        if run.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run.pid, signal.SIGKILL)
+
+    async def stop(self, runs: Iterable[GuestRun], *, timeout: float = STOP_TIMEOUT) -> None:
+        """Stop the vCPUs of `runs`, for good; those that don't end in `timeout` seconds are killed."""
+        runs = list(runs)
+        for run in runs:
+            run.stopping = True
+            if run.state == "waiting":
+                self._end(run, failure(run.name, "stopped before it was started", outcome="killed", code=137))
+            elif run.state == "restarting":
+                run.state = "ended"
+            elif run.link is not None and run.result is None:
+                run.link.send({"id": 0, "call": "stop"})
+        self._changed()
+        try:
+            async with asyncio.timeout(timeout):
+                await self.wait_finished(runs)
+        except TimeoutError:
+            for run in runs:
+                self.kill(run)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(STOP_TIMEOUT):
+                    await self.wait_finished(runs)
+
+    async def wait_started(self) -> None:
+        """Wait until every guest runs or has ended, or one could not be started."""
+        for run in self.runs.values():
+            while not run.ready.is_set() and self.failed_start is None:
+                await self._change.wait()
+
+    async def wait_finished(self, runs: Iterable[GuestRun] | None = None) -> None:
+        """Wait until `runs` (default: all) have ended for good."""
+        for run in self.runs.values() if runs is None else runs:
+            while not run.finished:
+                await self._change.wait()
+
+    async def close(self) -> None:
+        """Kill what still runs, wait for it, and let go of everything; no guest is restarted any more."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for run in self.runs.values():
+            run.stopping = True
+            self.kill(run)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT):
+                for run in self.runs.values():
+                    while run.pid is not None:
+                        await self._change.wait()
+        for run in self.runs.values():
+            if run.link is not None:
+                run.link.close()
+                run.link = None
+        for descriptor in self._image_files.values():
+            os.close(descriptor)
+        self._image_files.clear()
+        self.figures.close()
+
+    # --- small things ------------------------------------------------------------------------------------------
+
+    def adopt(self, run: GuestRun, pid: int) -> None:
+        """Take a guest that another supervisor started."""
+        run.pid, run.state, run.running_since = pid, "running", time.monotonic()
+        self._alive += 1
+        run.ready.set()
+
+    def settle(self, run: GuestRun) -> None:
+        """Decide whether a guest that ended under another supervisor is to be started again."""
+        self._after_end(run)
+
+    def bury(self, run: GuestRun) -> None:
+        """Take note that a guest of another supervisor has died meanwhile."""
+        self._gone(run, None)
+
+    def _changed(self) -> None:
+        self._change.set()
+        self._change = asyncio.Event()
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        if not self.foreground:
+            with contextlib.suppress(OSError):  # A full disk costs history, not guests.
+                self._directory.note(entry)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,254 @@
+"""The regions of a cluster: made or adopted, handed to guests as descriptors, served to host processes by name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from shm.broker import Broker
+
+import shm
+from hostd.cluster.errors import ClusterFileError
+from hostd.cluster.model import Region
+from hostd.cluster.plan import Plan, PlannedGuest
+
+PAGE = 4096
+
+
+class Regions:
+    """The memory that the guests of one plan share. `close` removes it all."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._cluster = plan.cluster.name
+        self._plan = plan
+        self._made: dict[str, shm.Region] = {}
+        self._descriptors: dict[tuple[str, str], int] = {}
+        self._sizes: dict[str, int] = {}
+        self._broker: Broker | None = None
+        self.ready = False
+
+    # --- making and removing -----------------------------------------------------------------------------------
+
+    def cleanup(self) -> list[str]:
+        """Return what is left if nobody closes the regions, for `sweep`: known before the first is made."""
+        items = []
+        for region in self._plan.cluster.regions.values():
+            if not region.raw:
+                name = self._full_name(region.name)
+                items += shm.leftovers(name, backing=region.backing)
+        return items
+
+    def create(self) -> None:
+        """Make the regions and serve them. Raises shm.ShmError, OSError, ClusterFileError (an unmappable file)."""
+        for region in self._plan.cluster.regions.values():
+            if region.raw:
+                self._open_file(region)
+            else:
+                self._made[region.name] = shm.Region.create(
+                    self._full_name(region.name),
+                    size=region.size,
+                    channels=self._specs(region.name),
+                    backing=region.backing,
+                    serve=False,
+                )
+        self._serve()
+
+    def adopt(self, found: Mapping[str, tuple[int, Mapping[int, int]]], counts: Mapping[str, int]) -> None:
+        """Take over the regions of a supervisor that died.
+
+        `found` has, by name, memory and bells by number, `counts` how many bells there are; what isn't found is made.
+        """
+        for region in self._plan.cluster.regions.values():
+            if region.raw:
+                self._open_file(region)
+            elif region.name in found:
+                descriptor, known = found[region.name]
+                # A bell that no guest has left can be a new one: nobody rings or hears the old one.
+                bells = [known.get(number) or _new_bell() for number in range(counts[region.name])]
+                name = self._full_name(region.name)
+                self._made[region.name] = shm.Region.adopt(name, descriptor, bells, backing=region.backing)
+            else:
+                shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
+                self._made[region.name] = shm.Region.create(
+                    self._full_name(region.name),
+                    size=region.size,
+                    channels=self._specs(region.name),
+                    backing=region.backing,
+                    serve=False,
+                )
+        self._serve()
+
+    def close(self) -> None:
+        """Stop serving and remove the regions; processes that have them mapped keep their mappings."""
+        if self._broker is not None:
+            self._broker.close()
+            self._broker = None
+        for region in self._made.values():
+            region.close()
+        self._made.clear()
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+    def _full_name(self, region: str) -> str:
+        return f"{self._cluster}/{region}"
+
+    def _specs(self, region: str) -> list[shm.ChannelSpec]:
+        return [
+            shm.ChannelSpec(c.name, kind=c.kind, size=c.size, max_message=c.max_message, lanes=c.lanes or 1)
+            for c in self._plan.channels.values()
+            if c.region == region
+        ]
+
+    def _serve(self) -> None:
+        self._broker = Broker()
+        for name, region in self._made.items():
+            ends = [
+                (end.channel, end.role, end.lane)
+                for guest in self._plan.guests.values()
+                for end in guest.ends
+                if self._plan.channels[end.channel].region == name
+            ]
+            self._broker.add(region, reserved=ends)
+        self.ready = True
+
+    def _open_file(self, region: Region) -> None:
+        assert region.file is not None
+        writable = any((region.name, "rw") in guest.regions for guest in self._plan.guests.values())
+        self._sizes[region.name] = file_size(region)
+        for access in ("ro", "rw") if writable else ("ro",):
+            flags = os.O_RDWR if access == "rw" else os.O_RDONLY
+            self._descriptors[region.name, access] = os.open(region.file, flags | os.O_CLOEXEC)
+
+    # --- what a guest gets -------------------------------------------------------------------------------------
+
+    def describe(self, guest: PlannedGuest) -> list[dict[str, Any]]:
+        """Return the regions of a guest's spec."""
+        regions = self._plan.cluster.regions
+        return [
+            {
+                "name": name,
+                "size": self._sizes[name] if regions[name].raw else self._made[name].size,
+                "access": access,
+                "raw": regions[name].raw,
+            }
+            for name, access in guest.regions
+        ]
+
+    def ends(self, guest: PlannedGuest) -> list[dict[str, Any]]:
+        """Return the channels of a guest's spec; bells by number in `bells(guest)`."""
+        bells = self.bells(guest)
+        numbers = {bell: number for number, bell in enumerate(bells)}
+        names = [name for name, _ in guest.regions]
+        channels = []
+        for end in guest.ends:
+            region = self._plan.channels[end.channel].region
+            info = self._made[region].channels[end.channel]
+            channels.append(
+                {
+                    "name": end.channel,
+                    "region": names.index(region),
+                    "kind": info.kind,
+                    "role": end.role,
+                    "offset": info.offset,
+                    "size": info.size,
+                    "max_message": info.max_message,
+                    "lanes": info.lanes,
+                    "lane": end.lane,
+                    "flags": info.flags,
+                    "data_bell": numbers[region, info.data_bell],
+                    "space_bell": numbers[region, info.space_bell],
+                }
+            )
+        return channels
+
+    def bells(self, guest: PlannedGuest) -> list[tuple[str, int]]:
+        """Return the bells a guest gets, as region and number in it, in order."""
+        bells: dict[tuple[str, int], None] = {}
+        for end in guest.ends:
+            region = self._plan.channels[end.channel].region
+            info = self._made[region].channels[end.channel]
+            bells[region, info.data_bell] = bells[region, info.space_bell] = None
+        return list(bells)
+
+    def descriptors(self, guest: PlannedGuest) -> list[int]:
+        """Return the descriptors of a guest's regions, then of its bells; they stay this object's."""
+        regions = [self._descriptor(name, access) for name, access in guest.regions]
+        return regions + [self._made[region].bells[number] for region, number in self.bells(guest)]
+
+    def _descriptor(self, name: str, access: str) -> int:
+        key = name, access
+        if key not in self._descriptors:
+            # A guest that may only read gets a descriptor that can only read.
+            flags = os.O_RDWR if access == "rw" else os.O_RDONLY
+            path = f"/proc/self/fd/{self._made[name].fd}"
+            self._descriptors[key] = os.open(path, flags | os.O_CLOEXEC)
+        return self._descriptors[key]
+
+    def bell_counts(self) -> dict[str, int]:
+        """Return how many bells each region has."""
+        return {name: len(region.bells) for name, region in self._made.items()}
+
+    def numbering(self) -> dict[str, Any]:
+        """Return what descriptors each guest gets, in order, so that they can be told apart when it gives them back."""
+        if not self.ready:
+            return {}
+        return {
+            guest.name: {"regions": [name for name, _ in guest.regions], "bells": self.bells(guest)}
+            for guest in self._plan.guests.values()
+        }
+
+    # --- who is there ------------------------------------------------------------------------------------------
+
+    def mark_gone(self, guest: PlannedGuest) -> None:
+        """Tell the peers of a guest that ended: its ends are gone, unless it closed them itself."""
+        for end in guest.ends:
+            region = self._made[self._plan.channels[end.channel].region]
+            with contextlib.suppress(shm.ShmError):  # A damaged header is its readers' to report.
+                region.mark_gone(end.channel, role=end.role, lane=end.lane)
+
+    def mark_fresh(self, guest: PlannedGuest) -> None:
+        """Make the ends of a guest that is started again usable."""
+        for end in guest.ends:
+            region = self._made[self._plan.channels[end.channel].region]
+            with contextlib.suppress(shm.ShmError):
+                region.mark_fresh(end.channel, role=end.role, lane=end.lane)
+
+    def summary(self) -> dict[str, Any]:
+        """Return name, size and channels of each region, for `inspect`."""
+        regions: dict[str, Any] = {}
+        for region in self._plan.cluster.regions.values():
+            size = self._sizes[region.name] if region.raw else self._made[region.name].size
+            backing = str(region.file) if region.raw else str(region.backing)
+            channels = [c for c in self._plan.channels.values() if c.region == region.name]
+            regions[region.name] = {
+                "size": size,
+                "backing": backing,
+                "channels": {c.name: {"kind": c.kind, "size": c.size, "lanes": c.lanes} for c in channels},
+            }
+        return regions
+
+
+def _new_bell() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def file_size(region: Region) -> int:
+    """Return the size of a raw region's file in bytes. Raises ClusterFileError when it can't be mapped."""
+    path = region.file or Path()
+    where = f"region.{region.name}.file: {path}"
+    try:
+        found = path.stat()
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise ClusterFileError(f"{where}: cannot be read: {error.strerror}") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise ClusterFileError(f"{where}: is no file")
+    if found.st_size == 0:
+        raise ClusterFileError(f"{where}: is empty; there is nothing to map")
+    return found.st_size

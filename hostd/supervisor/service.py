@@ -1,0 +1,157 @@
+"""What a supervisor answers on its control socket. The calls and their answers: docs/control-protocol.md."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from hostd.cluster.file import near
+from hostd.control.server import Call, RequestError
+from hostd.memory import smaps
+from hostd.supervisor.guest_run import GuestRun
+
+if TYPE_CHECKING:
+    from hostd.supervisor.supervisor import Supervisor
+
+Arguments = Mapping[str, Any]
+
+
+class Service:
+    """The calls of one supervisor."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
+        self._fleet = supervisor.fleet
+        self.calls: dict[str, Call] = {
+            "ps": self.ps,
+            "started": self.started,
+            "wait": self.wait,
+            "result": self.result,
+            "inspect": self.inspect,
+            "slots": self.slots,
+            "read": self.read,
+            "stop": self.stop,
+            "kill": self.kill,
+            "down": self.down,
+        }
+
+    async def ps(self, _arguments: Arguments) -> dict[str, Any]:
+        """State of every guest."""
+        supervisor = self._supervisor
+        return {
+            "cluster": supervisor.plan.cluster.name,
+            "file": str(supervisor.plan.cluster.path),
+            "foreground": supervisor.foreground,
+            "started_at": supervisor.started_at,
+            "guests": [run.summary() for run in self._fleet.runs.values()],
+        }
+
+    async def started(self, _arguments: Arguments) -> dict[str, Any]:
+        """Wait until all guests run or have ended; {"error": what kept one from being started, or None}."""
+        await self._fleet.wait_started()
+        return {"error": self._fleet.failed_start}
+
+    async def wait(self, arguments: Arguments) -> dict[str, Any]:
+        """Wait until the named guests (all, if none is named) have ended; then as `result`."""
+        await self._fleet.wait_finished(self._named(arguments))
+        return self._supervisor.result()
+
+    async def result(self, _arguments: Arguments) -> dict[str, Any]:
+        """The run's JSON, as far as the guests have come."""
+        return self._supervisor.result()
+
+    async def inspect(self, arguments: Arguments) -> dict[str, Any]:
+        """Everything known of the cluster, or of one guest."""
+        runs = self._named(arguments)
+        guests = await asyncio.gather(*(self._everything(run) for run in runs))
+        return {
+            "cluster": self._supervisor.plan.cluster.name,
+            "file": str(self._supervisor.plan.cluster.path),
+            "directory": str(self._supervisor.directory.path),
+            "foreground": self._supervisor.foreground,
+            "regions": self._supervisor.regions.summary(),
+            "guests": dict(zip([run.name for run in runs], guests, strict=True)),
+            "memory": self._fleet.figures.memory(),
+            "start": self._fleet.figures.start(),
+        }
+
+    async def _everything(self, run: GuestRun) -> dict[str, Any]:
+        guest = run.plan.group
+        stats: dict[str, Any] = {}
+        if run.link is not None and run.state == "running":
+            try:
+                stats = await run.link.call("stats")
+            except (OSError, TimeoutError) as error:
+                stats = {"error": str(error) or "no answer"}
+        return {
+            **run.summary(),
+            **run.describe(),
+            "image": self._supervisor.images[guest.name].path,
+            "args": list(guest.args),
+            "env": dict(guest.env),
+            "cpus": list(guest.cpus),
+            "restart": guest.restart,
+            "after": list(run.plan.after),
+            "options": dict(guest.options),
+            "regions": dict(run.plan.regions),
+            "channels": {end.channel: {"role": end.role, "lane": end.lane} for end in run.plan.ends},
+            "slots": run.rows,
+            "stats": stats,
+            "log": str(self._supervisor.directory.log(run.name)),
+        }
+
+    async def slots(self, arguments: Arguments) -> dict[str, Any]:
+        """The slot table of one guest, with what of each row is resident, shared, private, swapped."""
+        run = self._one(arguments)
+        if run.pid is None or run.link is None or run.state != "running":
+            raise RequestError(f"guest {run.name}: is not running ({run.state}), so it has no slot table")
+        try:
+            rows = await run.link.call("slots")
+        except TimeoutError:
+            raise RequestError(f"guest {run.name}: its process doesn't answer") from None
+        ranges = [(row["hva"], row["size"]) for row in rows]
+        usages = await asyncio.to_thread(smaps.usage, run.pid, ranges)
+        rows = [row | usage.describe() for row, usage in zip(rows, usages, strict=True)]
+        return {"guest": run.name, "pid": run.pid, "slots": rows}
+
+    async def read(self, arguments: Arguments) -> bytes:
+        """Up to 1 MiB of a running guest's memory: {"guest", "gpa", "size"}."""
+        run = self._one(arguments)
+        if run.link is None:
+            raise RequestError(f"guest {run.name}: is not running ({run.state})")
+        data: bytes = await run.link.call("read", gpa=int(arguments["gpa"]), size=int(arguments["size"]))
+        return data
+
+    async def stop(self, arguments: Arguments) -> list[str]:
+        """Stop the named guests (all, if none is named) for good."""
+        runs = self._named(arguments)
+        await self._fleet.stop(runs)
+        return [run.name for run in runs]
+
+    async def kill(self, arguments: Arguments) -> list[str]:
+        """Kill the processes of the named guests; whether they start again is their restart policy's to say."""
+        runs = self._named(arguments)
+        for run in runs:
+            self._fleet.kill(run)
+        return [run.name for run in runs]
+
+    async def down(self, _arguments: Arguments) -> None:
+        """Begin to end the cluster: its guests, then its supervisor; the folder goes last."""
+        self._supervisor.finish.set()
+
+    def _named(self, arguments: Arguments) -> list[GuestRun]:
+        names = arguments.get("guests") or []
+        if not isinstance(names, list):
+            raise RequestError("guests is no list")
+        return [self._find(name) for name in names] or list(self._fleet.runs.values())
+
+    def _one(self, arguments: Arguments) -> GuestRun:
+        return self._find(arguments.get("guest"))
+
+    def _find(self, name: object) -> GuestRun:
+        run = self._fleet.runs.get(name) if isinstance(name, str) else None
+        if run is None:
+            cluster = self._supervisor.plan.cluster.name
+            raise RequestError(f"cluster {cluster} has no guest {name!r}{near(str(name), self._fleet.runs)}")
+        return run

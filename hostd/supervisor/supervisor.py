@@ -1,0 +1,181 @@
+"""The supervisor of one cluster: its folder, regions, warm parent, guests and control socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import resource
+import socket
+import subprocess
+import time
+from typing import Any
+
+from hostd.boot.elf import Image
+from hostd.cluster.plan import Plan
+from hostd.control.server import Server
+from hostd.supervisor import adoption, processes
+from hostd.supervisor.directory import ClusterDirectory, sweep
+from hostd.supervisor.fleet import Fleet
+from hostd.supervisor.guest_run import succeeded
+from hostd.supervisor.link import WarmLink
+from hostd.supervisor.regions import Regions
+from hostd.supervisor.service import Service
+from hostd.vmm import warm
+
+QUIT_TIMEOUT = 5.0
+
+
+class Supervisor:
+    """Runs one cluster in this process's event loop.
+
+    `start` or `adopt`, then wait for what there is to wait for, and in any case `close`, which leaves nothing.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        images: dict[str, Image],
+        *,
+        foreground: bool,
+        directory: ClusterDirectory | None = None,
+    ) -> None:
+        self.plan = plan
+        self.images = images
+        self.foreground = foreground
+        self.directory = directory or ClusterDirectory(plan.cluster.name)
+        self.regions = Regions(plan)
+        self.fleet = Fleet(plan, images, self.directory, self.regions, self._spawn_warm, foreground=foreground)
+        self.started_at = time.time()
+        self.finish = asyncio.Event()
+        """set when somebody asked for the cluster's end"""
+        self._server: Server | None = None
+        self._warm_child: subprocess.Popen[bytes] | None = None
+        self._warm_process: processes.Process | None = None
+        self._cleanup: list[str] = []
+        self._claimed = False
+
+    # --- coming up ---------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bring the cluster up and begin to start its guests.
+
+        Raises ClusterRunningError, SupervisorError, ClusterFileError, shm.ShmError or OSError; call `close` then too.
+        """
+        raise_open_files()
+        await asyncio.to_thread(self.directory.claim, max(self.fleet.runs, key=len))
+        self._claimed = True
+        self._cleanup = [*self.regions.cleanup(), str(self.directory.path)]
+        self._save()
+        # Before anything is made that would outlive a kill -9: it is who would remove it.
+        self.fleet.warm = self._spawn_warm()
+        await asyncio.to_thread(self.regions.create)
+        self._save()
+        await self._serve()
+        self.fleet.start()
+
+    async def adopt(self, state: dict[str, Any]) -> None:
+        """Take over the cluster of a supervisor that died, whose folder has been attached and had this `state`."""
+        raise_open_files()
+        self._claimed = True
+        self.started_at = state["started_at"]
+        self._cleanup, self._warm_process = state["cleanup"], state["warm"]
+        survivors = await asyncio.to_thread(adoption.survivors, self.directory, list(self.fleet.runs))
+        found = await asyncio.to_thread(adoption.descriptors, survivors, state)
+        self.regions.adopt(found, state["bell_counts"])
+        with contextlib.suppress(OSError):
+            self.fleet.warm = self._link(warm.connect(str(self.directory.path)))
+        adoption.restore(self.fleet, survivors, self.directory.journal())
+        self._save()
+        await self._serve()
+        self.fleet.start()
+
+    def _spawn_warm(self) -> WarmLink:
+        link, child = warm.spawn(str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup)
+        self._warm_child, self._warm_process = child, processes.identify(child.pid)
+        self._save()
+        return self._link(link)
+
+    def _link(self, link: socket.socket) -> WarmLink:
+        return WarmLink(link, self._on_warm, self.fleet.on_warm_end)
+
+    def _on_warm(self, message: dict[str, Any]) -> None:
+        if "children" in message:
+            adoption.count_children(self.fleet, message["children"])
+        else:
+            self.fleet.on_warm(message)
+
+    async def _serve(self) -> None:
+        hello = {"cluster": self.plan.cluster.name, "process": processes.identify(os.getpid())}
+        self._server = Server(self.directory.control, hello, Service(self).calls)
+        await self._server.start()
+
+    def _save(self) -> None:
+        self.directory.save(
+            {
+                "file": str(self.plan.cluster.path),
+                "tables": self.plan.cluster.tables,
+                "overrides": list(self.plan.cluster.overrides),
+                "foreground": self.foreground,
+                "started_at": self.started_at,
+                "warm": self._warm_process,
+                "cleanup": self._cleanup,
+                "images": {name: image.describe() for name, image in self.images.items()},
+                "bells": self.regions.numbering(),
+                "bell_counts": self.regions.bell_counts(),
+            }
+        )
+
+    # --- going down --------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """End the guests and remove everything. To be called in any case, and once."""
+        await self.fleet.close()
+        if self.fleet.warm is not None:
+            with contextlib.suppress(OSError):
+                self.fleet.warm.send({"quit": True})
+            self.fleet.warm.close()
+        if self._server is not None:
+            await self._server.close()
+        await asyncio.to_thread(self._clear)
+
+    def _clear(self) -> None:
+        if self._warm_child is not None:
+            try:
+                self._warm_child.wait(QUIT_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._warm_child.kill()
+                self._warm_child.wait()
+        else:
+            deadline = time.monotonic() + QUIT_TIMEOUT
+            while processes.alive(self._warm_process) and time.monotonic() < deadline:
+                time.sleep(0.01)
+            processes.end(self._warm_process)
+        self.regions.close()
+        if self._claimed:
+            sweep([item for item in self._cleanup if item != str(self.directory.path)])
+            self.directory.remove()
+
+    # --- how it went -------------------------------------------------------------------------------------------
+
+    def result(self) -> dict[str, Any]:
+        """Return the run's JSON, as far as the guests have come."""
+        runs = self.fleet.runs.values()
+        ok = all(run.result is not None and succeeded(run.result) for run in runs)
+        return {
+            "cluster": self.plan.cluster.name,
+            "ok": ok,
+            "exit_code": 0 if ok else 1,
+            "seconds": time.time() - self.started_at,
+            "guests": {run.name: run.describe() for run in runs},
+            "baseline": {},
+            "memory": self.fleet.figures.memory(),
+            "start": self.fleet.figures.start(),
+        }
+
+
+def raise_open_files() -> None:
+    """Allow this process as many open files as the system lets it: each guest takes one or two."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
