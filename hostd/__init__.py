@@ -9,8 +9,8 @@ with Host() as host:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+# Not from typing, whose import takes longer than all of `hostd --help`.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hostd.host import Host
 

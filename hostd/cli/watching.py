@@ -53,6 +53,7 @@ class PlainStatus:
         finally:
             for line in consoles.lines(last=True):
                 print(line)
+            self._show(supervisor, consoles, seen)
             consoles.close()
 
     def _show(self, supervisor: Supervisor, consoles: Consoles, seen: dict[str, str]) -> None:

@@ -135,10 +135,10 @@ async def _supervise(order: dict[str, Any], ready: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, supervisor.finish.set)
     end = asyncio.ensure_future(supervisor.finish.wait())
+    if state is not None:
+        await supervisor.adopt(state)
     try:
-        if state is not None:
-            await supervisor.adopt(state)
-        else:
+        if state is None:
             await supervisor.start()
             started = asyncio.ensure_future(supervisor.fleet.wait_started())
             await asyncio.wait([started, end], return_when=asyncio.FIRST_COMPLETED)

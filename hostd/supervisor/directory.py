@@ -47,6 +47,7 @@ class ClusterDirectory:
         self.logs = self.path / "logs"
         self.state_file = self.path / "cluster.msgpack"
         self.journal_file = self.path / "journal"
+        self.supervisor_log = self.path / "supervisor.log"
         self._lock: int | None = None
 
     def log(self, guest: str) -> Path:

@@ -40,11 +40,12 @@ class Figures:
             self._first = now
 
     def running(self, now: float, alive: int) -> bool:
-        """Note that a guest runs, with `alive` guest processes there; tell whether to `size` it."""
+        """Note that a guest runs, with `alive` guest processes there; tell whether it is time to `size` some."""
         self._last = now
         self.started += 1
         self._samples.append((alive, self._available()))
-        return self.started % max(1, self._total // SIZED_GUESTS) == 0
+        # Late, when they share as much as they will, but before the last one, who may end the wait of all others.
+        return self.started == max(1, self._total * 9 // 10)
 
     def size(self, pid: int) -> None:
         """Add the memory of the guest process `pid`, if it is still there."""

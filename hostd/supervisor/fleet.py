@@ -15,7 +15,7 @@ from hostd.boot.elf import Image
 from hostd.cluster.plan import Plan
 from hostd.control.framing import FrameReader, Message
 from hostd.supervisor.directory import ClusterDirectory
-from hostd.supervisor.figures import Figures
+from hostd.supervisor.figures import SIZED_GUESTS, Figures
 from hostd.supervisor.guest_run import GuestRun, Result, death, failure
 from hostd.supervisor.link import GuestLink, WarmLink
 from hostd.supervisor.regions import Regions
@@ -27,7 +27,6 @@ STOP_TIMEOUT = 5.0
 CONNECT_DELAY = 0.003
 EXIT_GRACE = 0.5
 """between the end of a guest's connection and the warm parent's word on how its process ended"""
-SETTLE_TIME = 0.05
 
 FORKED = "forked"
 ENDED = "ended"
@@ -100,7 +99,8 @@ class Fleet:
     def launch(self, run: GuestRun) -> None:
         """Ask the warm parent for the guest's process."""
         run.state, run.requested, run.result, run.failed_start = "starting", time.monotonic(), None, False
-        self.figures.requested(run.requested)
+        if run.restarts == 0:
+            self.figures.requested(run.requested)
         try:
             if self.warm is None:
                 self.warm = self._revive()
@@ -227,16 +227,17 @@ class Fleet:
             now = time.monotonic()
             run.state, run.running_since = "running", now
             run.start_ns = round((now - run.requested) * 1e9)
-            if self.figures.running(now, self._alive) and run.pid is not None:
-                asyncio.get_running_loop().call_later(SETTLE_TIME, self._size, run, run.pid)
+            if run.restarts == 0 and self.figures.running(now, self._alive):
+                self._size_some()
             run.ready.set()
             self._release(run)
             self._changed()
         if message["result"] is not None:
             self._result(run, message["result"])
 
-    def _size(self, run: GuestRun, pid: int) -> None:
-        if run.state == "running" and run.pid == pid and not self._closed:
+    def _size_some(self) -> None:
+        running = [run.pid for run in self.runs.values() if run.state == "running" and run.pid is not None]
+        for pid in running[:: max(1, len(running) // SIZED_GUESTS)][:SIZED_GUESTS]:
             self.figures.size(pid)
 
     def _result(self, run: GuestRun, result: Result) -> None:

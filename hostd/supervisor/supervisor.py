@@ -65,6 +65,8 @@ class Supervisor:
         raise_open_files()
         await asyncio.to_thread(self.directory.claim, max(self.fleet.runs, key=len))
         self._claimed = True
+        if not self.foreground:
+            self.redirect_output()
         self._cleanup = [*self.regions.cleanup(), str(self.directory.path)]
         self._save()
         # Before anything is made that would outlive a kill -9: it is who would remove it.
@@ -75,20 +77,31 @@ class Supervisor:
         self.fleet.start()
 
     async def adopt(self, state: dict[str, Any]) -> None:
-        """Take over the cluster of a supervisor that died, whose folder has been attached and had this `state`."""
+        """Take over the cluster of a supervisor that died, whose folder has been attached and had this `state`.
+
+        When that fails, the cluster stays as it was.
+        """
         raise_open_files()
-        self._claimed = True
+        self.redirect_output()
         self.started_at = state["started_at"]
         self._cleanup, self._warm_process = state["cleanup"], state["warm"]
         survivors = await asyncio.to_thread(adoption.survivors, self.directory, list(self.fleet.runs))
         found = await asyncio.to_thread(adoption.descriptors, survivors, state)
         self.regions.adopt(found, state["bell_counts"])
+        self._claimed = True
         with contextlib.suppress(OSError):
             self.fleet.warm = self._link(warm.connect(str(self.directory.path)))
         adoption.restore(self.fleet, survivors, self.directory.journal())
         self._save()
         await self._serve()
         self.fleet.start()
+
+    def redirect_output(self) -> None:
+        """Write this process's output, and its children's, to the cluster's folder."""
+        log = os.open(self.directory.supervisor_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        os.close(log)
 
     def _spawn_warm(self) -> WarmLink:
         link, child = warm.spawn(str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup)
