@@ -276,17 +276,33 @@ int channel_send(struct channel *channel, const void *data, size_t size, uint64_
     int failed = channel_reserve(channel, size, &payload, limit_ns);
     if (failed)
         return failed;
-    ring_copy(payload, data, size);
+    if (channel->end->kind == SHM_BROADCAST)
+        ring_copy(payload, data, size);
+    else
+        ring_fill(&channel->ring, payload, data, (uint32_t)size);
     channel_commit(channel, size);
     return 0;
 }
 
 /* ---- receiving --------------------------------------------------------------------------------------------------------- */
 
+/* The shortest way to a message that is about to come. */
+static inline int spin_for_message(struct ring *ring, const void **payload, uint32_t *size) {
+    int result;
+    for (unsigned i = 0; (result = ring_peek(ring, payload, size)) == SHM_EMPTY && i < LOOKS; i++)
+        shm_pause();
+    return result;
+}
+
 int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns) {
     uint32_t kind = channel->end->kind, size;
     if (!is_receiver(channel) || kind == SHM_BROADCAST || kind == SHM_BARRIER)
         return CHANNEL_ROLE;
+    if (kind == SHM_SPSC && channel->spin_ticks) {
+        int result = spin_for_message(&channel->ring, payload, &size);
+        if (result != SHM_EMPTY)
+            return result ? result : (int64_t)size;
+    }
     for (;;) {
         int result = kind == SHM_MPSC ? mpsc_peek(&channel->mpsc, payload, &size) : ring_peek(&channel->ring, payload, &size);
         if (result != SHM_EMPTY)

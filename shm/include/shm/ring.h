@@ -259,13 +259,28 @@ static inline void ring_copy(void *to, const void *from, uint64_t size) {
         *d = *s;
 }
 
+/*
+ * Copies a message into the place reserved for it. The consumer polls the first line, and each time it does takes it away
+ * from the producer: so the other lines come first, and the first is written in one go with the header.
+ */
+static inline void ring_fill(struct ring *ring, void *payload, const void *data, uint32_t size) {
+    const uint32_t first = SHM_LINE - RING_HEADER;
+    ring_blank(ring, ring->position + ring_span(size));
+    if (size > first) {
+        ring_copy((char *)payload + first, (const char *)data + first, size - first);
+        size = first;
+    }
+    __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
+    ring_copy(payload, data, size);
+}
+
 /* Sends a copy of `size` bytes; *ring_bell is set to 1 when the caller must ring. As ring_reserve. */
 static inline int ring_send(struct ring *ring, const void *data, uint32_t size, int *ring_bell) {
     void *payload;
     int failed = ring_reserve(ring, size, &payload);
     if (failed)
         return failed;
-    ring_copy(payload, data, size);
+    ring_fill(ring, payload, data, size);
     *ring_bell = ring_commit(ring, size);
     return SHM_OK;
 }
