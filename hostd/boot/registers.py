@@ -33,11 +33,12 @@ RFLAGS = 0x3202
 XCR0 = 0b111  # x87, SSE, AVX
 CODE, DATA, TSS_BUSY = 0xB, 0x3, 0xB  # descriptor types
 GATE_SIZE = 16
+_cpuid: list[Any] = []
 
 
 def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     """Set every register of `vcpu` so that it starts at `entry` with RSP = `stack` and RDI = the info area."""
-    cpuid = system.supported_cpuid()
+    cpuid = _supported_cpuid(system)
     vcpu.set_cpuid(cpuid)
     sregs = vcpu.sregs
     _set_descriptors(sregs)
@@ -50,6 +51,13 @@ def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     regs = vcpu.regs
     regs.rip, regs.rsp, regs.rdi, regs.rflags = entry, stack, lib.GUEST_INFO, RFLAGS
     vcpu.regs = regs
+
+
+def _supported_cpuid(system: System) -> Any:
+    """Return KVM's CPUID entries; asked once, in the warm parent: they are the same for every guest."""
+    if not _cpuid:
+        _cpuid.append(system.supported_cpuid())
+    return _cpuid[0]
 
 
 def _set_descriptors(sregs: Sregs) -> None:

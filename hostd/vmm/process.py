@@ -9,13 +9,12 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import selectors
+import select
 import signal
 import socket
 import threading
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hostd.boot import ImageError
@@ -45,11 +44,11 @@ class GuestProcess:
         self.events: deque[dict[str, Any]] = deque()
         """from the vCPU's thread, for the supervisor"""
         self.wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self.path = Path(spec["dir"], "guests", f"{self.name}.sock")
+        self.path = f"{spec['dir']}/guests/{self.name}.sock"
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.link: socket.socket | None = None
         self.frames = FrameReader()
-        self.selector = selectors.DefaultSelector()
+        self.poll = select.poll()
         self.thread: threading.Thread | None = None
         self.on_result: Callable[[], None] = lambda: None
 
@@ -85,9 +84,9 @@ class GuestProcess:
     def _rotate_log(self) -> None:
         """Keep the full log as NAME.log.1 and go on in a new one."""
         assert self.guest is not None
-        log = Path(self.spec["dir"], "logs", f"{self.name}.log")
+        log = f"{self.spec['dir']}/logs/{self.name}.log"
         with contextlib.suppress(OSError):
-            log.replace(log.with_suffix(".log.1"))
+            os.replace(log, f"{log}.1")
             fresh = os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             os.dup2(fresh, self.log, inheritable=False)
             os.close(fresh)
@@ -97,11 +96,11 @@ class GuestProcess:
 
     def listen(self) -> None:
         """Be there for a supervisor; it may connect from now on."""
-        self.listener.bind(str(self.path))
-        self.path.chmod(0o600)
+        self.listener.bind(self.path)
+        os.chmod(self.path, 0o600)
         self.listener.listen(2)
-        self.selector.register(self.listener, selectors.EVENT_READ)
-        self.selector.register(self.wake, selectors.EVENT_READ)
+        self.poll.register(self.listener, select.POLLIN)
+        self.poll.register(self.wake, select.POLLIN)
 
     def main(self) -> None:
         """Start the guest and serve until its result has been taken."""
@@ -115,15 +114,16 @@ class GuestProcess:
             self.thread = threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True)
             self.thread.start()
         while not self.taken:
-            for key, _ in self.selector.select():
-                if key.fileobj is self.listener:
-                    self._accept()
-                elif key.fileobj is self.link:
-                    self._receive()
-                else:
+            for descriptor, _ in self.poll.poll():
+                if descriptor == self.wake:
                     os.eventfd_read(self.wake)
+                elif descriptor == self.listener.fileno():
+                    self._accept()
+                else:
+                    self._receive()
             self._deliver()
-        self.path.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
 
     def close(self) -> None:
         """Give back what the guest had; for a process that goes on. The guest must have ended."""
@@ -133,7 +133,6 @@ class GuestProcess:
             self.guest.close()
         if self.link is not None:
             self._drop()
-        self.selector.close()
         self.listener.close()
         os.close(self.wake)
 
@@ -147,7 +146,7 @@ class GuestProcess:
             self._drop()
         link.settimeout(SEND_TIMEOUT)
         self.link, self.frames = link, FrameReader()
-        self.selector.register(link, selectors.EVENT_READ)
+        self.poll.register(link, select.POLLIN)
         state = "starting" if self.guest is None else "running" if self.result is None else "ended"
         hello = {
             "hello": HELLO,
@@ -159,7 +158,8 @@ class GuestProcess:
         self._send(hello | {"result": self.result, "rows": self._rows(), "bells": self.spec["bells"]})
 
     def _receive(self) -> None:
-        assert self.link is not None
+        if self.link is None:  # It went while an earlier event of the same round was served.
+            return
         try:
             data = self.link.recv(65536)
             messages = self.frames.feed(data)
@@ -174,7 +174,7 @@ class GuestProcess:
 
     def _drop(self) -> None:
         assert self.link is not None
-        self.selector.unregister(self.link)
+        self.poll.unregister(self.link)
         self.link.close()
         self.link = None
 

@@ -44,7 +44,7 @@ def _once(folder: str) -> None:
     process.listen()
     # A supervisor that goes when it has the result; being in the foreground, the process ends with it.
     link = socket.socket(socket.AF_UNIX)
-    link.connect(str(process.path))
+    link.connect(process.path)
     process.on_result = link.close
     process.main()
     process.close()
