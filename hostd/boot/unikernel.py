@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,18 @@ from hostd.boot._abi import lib
 from hostd.boot.address_map import AddressMap, Span, round_up
 from hostd.boot.descriptors import system_page
 from hostd.boot.elf import PF_W, PF_X, Image
+from hostd.boot.errors import ImageError
 from hostd.boot.paging import HUGE_PAGE, PAGE, PageTables
-from hostd.memory import Anonymous, Hugetlb, RegionBacking, SlotTable, map_image
+from hostd.memory import Anonymous, Backing, Device, Hugetlb, RegionBacking, SharedFile, SlotTable, map_image
 from hostd.memory.table import Access
+
+CANONICAL_END = 1 << 47
+EXTRA_BACKINGS: dict[str, Callable[[dict[str, Any]], Backing]] = {
+    "anonymous": lambda _: Anonymous(),
+    "hugetlb": lambda _: Hugetlb(),
+    "file": lambda slot: SharedFile(slot["path"], slot["offset"]),
+    "device": lambda slot: Device(slot["path"], slot["offset"]),
+}
 
 
 @dataclass(frozen=True)
@@ -58,6 +68,19 @@ def map_rows(
         table.add(span.start, span.size, backing, name=f"region {region.name}", access=region.access)
 
 
+def map_extra_rows(table: SlotTable, slots: list[dict[str, Any]]) -> None:
+    """Add the rows that the cluster file gives this guest beside its own.
+
+    A slot is {"name", "gpa", "size", "backing": "anonymous|hugetlb|file|device", "path", "offset", "access"}. Raises
+    SlotError, BackingError, ImageError.
+    """
+    for slot in slots:
+        if slot["gpa"] + slot["size"] > CANONICAL_END:
+            raise ImageError(f"slot {slot['name']} ends above {CANONICAL_END:#x}, the last address of a unikernel")
+        backing = EXTRA_BACKINGS[slot["backing"]](slot)
+        table.add(slot["gpa"], slot["size"], backing, name=slot["name"], access=slot["access"])
+
+
 def _huge_part(span: Span) -> Span | None:
     part = Span(round_up(span.start, HUGE_PAGE), span.end // HUGE_PAGE * HUGE_PAGE)
     return part if part.size > 0 else None
@@ -70,8 +93,18 @@ def _parts(span: Span, middle: Span | None) -> list[Span]:
     return [part for part in parts if part.size]
 
 
-def write_tables(table: SlotTable, image: Image, places: AddressMap, writable: list[bool], info: bytes) -> None:
-    """Write what the guest finds below 640 KiB; `writable` says which regions it may write."""
+def write_tables(
+    table: SlotTable,
+    image: Image,
+    places: AddressMap,
+    writable: list[bool],
+    slots: list[dict[str, Any]],
+    info: bytes,
+) -> None:
+    """Write what the guest finds below 640 KiB.
+
+    `writable` says which regions it may write, `slots` are its extra rows.
+    """
     tables = PageTables(lib.GUEST_TABLES, lib.GUEST_INFO - lib.GUEST_TABLES)
     tables.map(lib.GUEST_CALL_PAGE, lib.GUEST_CALL_PAGE + PAGE, write=True)
     tables.map(lib.GUEST_SYSTEM_PAGE, lib.GUEST_SYSTEM_PAGE + PAGE, user=False, write=True, execute=True)
@@ -84,6 +117,8 @@ def write_tables(table: SlotTable, image: Image, places: AddressMap, writable: l
         tables.map(span.start, span.end, write=True)
     for span, write in zip(places.regions, writable, strict=True):
         tables.map(span.start, span.end, write=write)
+    for slot in slots:
+        tables.map(slot["gpa"], slot["gpa"] + slot["size"], write=slot["access"] == "rw")
     table.write(lib.GUEST_SYSTEM_PAGE, system_page())
     table.write(lib.GUEST_TABLES, tables.image())
     table.write(lib.GUEST_INFO, info)

@@ -15,7 +15,7 @@ from hostd.boot.elf import Image
 from hostd.boot.info import info_area
 from hostd.boot.registers import enter_ring3
 from hostd.boot.symbols import locate
-from hostd.boot.unikernel import RamOptions, RegionRow, map_rows, write_tables
+from hostd.boot.unikernel import RamOptions, RegionRow, map_extra_rows, map_rows, write_tables
 from hostd.kvm import Exit, Interrupted, Io, Mmio, System
 from hostd.memory import SlotTable
 from hostd.vmm import faults
@@ -57,8 +57,10 @@ class Guest:
         self.table = SlotTable(self.vm)
         rows = [RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)]
         map_rows(self.table, image, self._image_descriptor, self.places, rows, RamOptions(**spec["options"]))
+        map_extra_rows(self.table, spec["slots"])
         info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
-        write_tables(self.table, image, self.places, [r["access"] == "rw" for r in self._regions], info)
+        writable = [region["access"] == "rw" for region in self._regions]
+        write_tables(self.table, image, self.places, writable, spec["slots"], info)
 
     def _bind_doorbells(self) -> None:
         for number, bell in enumerate(self.bells):

@@ -2,7 +2,8 @@
 
 A fork costs about a millisecond, and what was imported before it is shared by all guests (`gc.freeze` keeps the
 collector from writing to it). The warm parent is also who notices that a supervisor died: in the foreground it then
-ends the guests and removes what the run left; in the background it stays with its guests and waits for the next supervisor.
+ends the guests and removes what the run left; in the background it stays with its guests and
+waits for the next supervisor.
 
 Messages (SOCK_SEQPACKET, msgpack; descriptors beside the bytes):
   to it    {"configure": {"directory", "foreground", "cleanup"}}, {"start": spec} + descriptors, {"quit": True}

@@ -54,6 +54,7 @@ def run(tmp_path: Path) -> Run:
                 for (name, _, access), size in zip(regions, sizes, strict=True)
             ],
             "channels": [],
+            "slots": [],
             "bells": 0,
         } | spec
         bells = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(full["bells"])]

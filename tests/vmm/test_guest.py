@@ -294,3 +294,47 @@ def test_waiting_ends_at_its_limit_and_at_a_ring(run):
 def test_too_many_arguments_are_one_sentence(run):
     with pytest.raises(ImageError, match="info area"):
         run("int main(void) { return 0; }", args=["x" * 1000] * 1000)
+
+
+def test_extra_slots_are_where_the_file_says(run, tmp_path):
+    (tmp_path / "disk").write_bytes(b"d" * 8192)
+    at = 0x2_0000_0000
+    ended = run(
+        """
+        int main(void) {
+            char *disk = (char *)0x200000000, *scratch = disk + 0x100000, *zero = disk + 0x200000;
+            report("disk", disk[4095]);
+            disk[0] = 'G';
+            scratch[4096] = 5;
+            report("scratch", scratch[4096] + scratch[0]);
+            report("zero", zero[0]);
+            zero[0] = 1;
+            return 0;
+        }
+        """,
+        slots=[
+            {"name": "disk", "gpa": at, "size": 4096, "backing": "file", "path": str(tmp_path / "disk"), "offset": 4096,
+             "access": "rw"},
+            {"name": "scratch", "gpa": at + 0x100000, "size": 8192, "backing": "anonymous", "path": None, "offset": 0,
+             "access": "rw"},
+            {"name": "zero", "gpa": at + 0x200000, "size": 4096, "backing": "device", "path": "/dev/zero", "offset": 0,
+             "access": "ro"},
+        ],
+    )  # fmt: skip
+    assert ended.reports == {"disk": ord("d"), "scratch": 5, "zero": 0}
+    assert "page fault writing 0x200200000 (row zero + 0x0, not writable)" in ended.result["message"]
+    assert (tmp_path / "disk").read_bytes() == b"d" * 4096 + b"G" + b"d" * 4095
+
+
+def test_an_extra_slot_that_overlaps_is_one_sentence(run):
+    slot = {
+        "name": "bad",
+        "gpa": 0x200000,
+        "size": 4096,
+        "backing": "anonymous",
+        "path": None,
+        "offset": 0,
+        "access": "rw",
+    }
+    with pytest.raises(ValueError, match="overlap slot ram"):
+        run("int main(void) { return 0; }", slots=[slot])
