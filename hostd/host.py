@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from hostd.cluster.file import load
-from hostd.control.client import Client, ControlError
+from hostd.control.client import Client, ConnectionLostError, ControlError
 from hostd.supervisor.detached import attach, start
 from hostd.supervisor.directory import cluster_names
 from hostd.supervisor.errors import SupervisorError
@@ -123,7 +123,7 @@ class BackgroundCluster:
             self._client = attach(self.name)
         try:
             return self._client.call(name, timeout=timeout, **arguments)
-        except ConnectionError:
+        except ConnectionLostError:
             self.close()
             self._client = attach(self.name)
             return self._client.call(name, timeout=timeout, **arguments)

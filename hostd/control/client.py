@@ -18,6 +18,10 @@ class ControlError(Exception):
     """A request that was refused or could not be made; one sentence."""
 
 
+class ConnectionLostError(ControlError):
+    """The supervisor went away before it answered."""
+
+
 class Client:
     """A connection to the supervisor that listens at `path`.
 
@@ -56,7 +60,7 @@ class Client:
         except TimeoutError:
             raise ControlError(f"{name}: the supervisor gave no answer in {timeout} s") from None
         except (OSError, FrameError) as error:
-            raise ControlError(f"{name}: the connection to the supervisor broke: {error}") from error
+            raise ConnectionLostError(f"{name}: the connection to the supervisor broke: {error}") from error
         if "error" in answer:
             raise ControlError(str(answer["error"]))
         return answer.get("ok")

@@ -15,6 +15,7 @@ import shm
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.model import Region
 from hostd.cluster.plan import Plan, PlannedGuest
+from hostd.supervisor.directory import sweep
 
 PAGE = 4096
 
@@ -72,7 +73,7 @@ class Regions:
                 name = self._full_name(region.name)
                 self._made[region.name] = shm.Region.adopt(name, descriptor, bells, backing=region.backing)
             else:
-                shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
+                sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
                 self._made[region.name] = shm.Region.create(
                     self._full_name(region.name),
                     size=region.size,
