@@ -90,9 +90,12 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _complain(command: str, error: Exception, *, as_json: bool) -> None:
-    print(f"{command}: {error}", file=sys.stderr)
+    from hostd.supervisor.errors import sentence
+
+    text = sentence(error)
+    print(f"{command}: {text}", file=sys.stderr)
     if as_json:
-        print_json({"ok": False, "error": str(error)})
+        print_json({"ok": False, "error": text})
 
 
 def add_file(parser: argparse.ArgumentParser) -> None:

@@ -27,7 +27,7 @@ from hostd.cluster.model import Cluster
 from hostd.cluster.plan import plan as make_plan
 from hostd.control.client import Client, ControlError
 from hostd.supervisor.directory import ClusterDirectory
-from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError
+from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError, sentence
 from hostd.supervisor.preflight import prepare
 from hostd.supervisor.supervisor import Supervisor
 
@@ -113,7 +113,7 @@ def main() -> int:
     try:
         asyncio.run(_supervise(order, ready))
     except (SupervisorError, ClusterFileError, ImageError, BuildError, shm.ShmError, ControlError, OSError) as error:
-        _say(ready, {"error": str(error), "running": isinstance(error, ClusterRunningError)})
+        _say(ready, {"error": sentence(error), "running": isinstance(error, ClusterRunningError)})
         return 1
     except BaseException as error:
         _say(ready, {"error": f"the supervisor failed: {error!r}"})

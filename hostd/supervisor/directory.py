@@ -161,9 +161,13 @@ class ClusterDirectory:
     def save(self, state: dict[str, Any]) -> None:
         """Write what another supervisor needs to adopt or remove the cluster."""
         partial = self.state_file.with_suffix(".new")
-        partial.write_bytes(msgpack.packb({"version": STATE_VERSION, **state}))
-        partial.chmod(0o600)
-        partial.replace(self.state_file)
+        try:
+            partial.write_bytes(msgpack.packb({"version": STATE_VERSION, **state}))
+            partial.chmod(0o600)
+            partial.replace(self.state_file)
+        except OSError as error:
+            error.filename = str(self.state_file)  # A write that fails doesn't say to what.
+            raise
 
     def state(self) -> dict[str, Any] | None:
         """Return what was saved, or None."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class SupervisorError(Exception):
     """A cluster that can't be started or reached; the text is one sentence."""
@@ -13,3 +15,11 @@ class ClusterRunningError(SupervisorError):
 
 class NoSuchClusterError(SupervisorError):
     """No cluster of that name runs."""
+
+
+def sentence(error: BaseException) -> str:
+    """Return what `error` says as one sentence: a bare OSError's file and reason, anything else's own text."""
+    if isinstance(error, OSError) and type(error).__module__ == "builtins" and error.strerror:
+        advice = "; free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+        return f"{error.filename or 'this host'}: {error.strerror}{advice}"
+    return str(error)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hostd.bench import baselines
@@ -46,7 +47,13 @@ def run(cluster: Cluster, watch: Watch | None = None) -> dict[str, Any]:
     with _signals_raise():
         check_kvm()
         plan, images = prepare(cluster)
-    return asyncio.run(_run(plan, images, watch))
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_run(plan, images, watch))
+    # The caller's thread has a loop of its own (a notebook's, say): this run gets a thread for its loop.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, _run(plan, images, watch)).result()
 
 
 @contextlib.contextmanager

@@ -70,7 +70,7 @@ class Supervisor:
         self._cleanup = [*self.regions.cleanup(), str(self.directory.path)]
         self._save()
         # Before anything is made that would outlive a kill -9: it is who would remove it.
-        self.fleet.warm = self._spawn_warm()
+        self._spawn_warm()
         await asyncio.to_thread(self.regions.create)
         self._save()
         await self._serve()
@@ -106,8 +106,10 @@ class Supervisor:
     def _spawn_warm(self) -> WarmLink:
         link, child = warm.spawn(str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup)
         self._warm_child, self._warm_process = child, processes.identify(child.pid)
+        # Known to the fleet at once, so that `close` lets it go even if saving fails.
+        self.fleet.warm = self._link(link)
         self._save()
-        return self._link(link)
+        return self.fleet.warm
 
     def _link(self, link: socket.socket) -> WarmLink:
         return WarmLink(link, self._on_warm, self.fleet.on_warm_end)

@@ -231,3 +231,23 @@ def test_programs_are_compiled_once(place: Place, tmp_path: pathlib.Path) -> Non
     assert first.stat().st_ino == when
     (tmp_path / "p.h").write_text("#define CODE 2\n")
     assert compiled([source]) != first
+
+
+def test_a_full_disk_is_one_sentence(place: Place) -> None:
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place.folder], check=False)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs privileges")
+    try:
+        (place.folder / "fill").write_bytes(bytes(60000))
+        file = place.file(ONE)
+        for command in ("run", "up"):
+            done = place.command(command, file)
+            assert done.returncode == 1
+            assert done.stderr == (
+                f"hostd {command}: {place.folder}/clusters/{file.stem}/cluster.msgpack: "
+                "No space left on device; free some space\n"
+            )
+        (place.folder / "fill").unlink()
+        assert place.leftovers() == []
+    finally:
+        subprocess.run(["umount", place.folder], check=True)
