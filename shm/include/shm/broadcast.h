@@ -43,8 +43,9 @@ static inline uint64_t broadcast_span(uint64_t size) {
     return (BROADCAST_HEADER + size + SHM_LINE - 1) / SHM_LINE;
 }
 
+/* The most a ring of `size` bytes can carry in one message: so that the newest one is whole while the next is written. */
 static inline uint64_t broadcast_limit(uint64_t size) {
-    return (size / SHM_LINE / 2 - 1) * SHM_LINE - BROADCAST_HEADER;
+    return size / SHM_LINE / 3 * SHM_LINE - BROADCAST_HEADER;
 }
 
 static inline int broadcast_fail(struct broadcast *ring, int code, const char *field) {
@@ -141,6 +142,18 @@ static inline int broadcast_lapped(const struct broadcast *ring) {
     return claim - ring->position > ring->mask + 1 && claim > ring->position;
 }
 
+/*
+ * Jumps to the newest message. Checked: claim is at most two rings ahead of it, as an honest writer's is (claim read first:
+ * the distance can but shrink); `latest` is only ever used modulo the ring.
+ */
+static inline int broadcast_jump(struct broadcast *ring) {
+    uint64_t claim = shm_load64(&ring->shared->claim), latest = shm_load64(&ring->shared->latest);
+    if (claim > latest && claim - latest > 2 * (ring->mask + 1))
+        return broadcast_fail(ring, SHM_E_CORRUPT, "claim");
+    ring->position = latest;
+    return SHM_OK;
+}
+
 static inline int broadcast_has_data(const struct broadcast *ring) {
     return (uint32_t)shm_load64(broadcast_at(ring, ring->position)) == ring_sequence(ring->position) ||
            broadcast_lapped(ring);
@@ -148,8 +161,8 @@ static inline int broadcast_has_data(const struct broadcast *ring) {
 
 /*
  * Receives a copy of the next message into `room` bytes: its size, SHM_EMPTY, SHM_E_TOO_LONG (it is skipped), SHM_E_CORRUPT.
- * Checked: header read once, length against max_message and the ring's end; `latest` is only ever used modulo the ring. A
- * writer that laps for ever is left after a few tries with SHM_EMPTY.
+ * Checked: header read once, length against max_message and the ring's end; as broadcast_jump. A writer that laps for ever is
+ * left after a few tries with SHM_EMPTY: look at the clock, then try again.
  */
 static inline int64_t broadcast_receive(struct broadcast *ring, void *data, uint64_t room) {
     for (int tries = 0; tries < 16; tries++) {
@@ -164,7 +177,8 @@ static inline int64_t broadcast_receive(struct broadcast *ring, void *data, uint
         if (arrived && !pad && fits && length <= room)
             ring_copy(data, (const char *)at + BROADCAST_HEADER, length);
         if (!arrived || broadcast_lapped(ring)) {
-            ring->position = shm_load64(&ring->shared->latest);
+            if (broadcast_jump(ring))
+                return SHM_E_CORRUPT;
             continue;
         }
         if (pad) {

@@ -68,15 +68,20 @@ static inline int mpsc_attach_consumer(struct mpsc *mpsc, void *shared, uint64_t
 
 static inline int mpsc_has_data(const struct mpsc *mpsc) {
     for (uint32_t i = 0; i < mpsc->count; i++)
-        if (ring_has_data(&mpsc->lanes[i]))
+        if (!mpsc->lanes[i].field && ring_has_data(&mpsc->lanes[i]))
             return 1;
     return 0;
 }
 
-/* As ring_peek, over all lanes in turn; `current` says whose message it is, and whose fault a SHM_E_CORRUPT. */
+/*
+ * As ring_peek, over all lanes in turn; `current` says whose message it is, and whose fault a SHM_E_CORRUPT. That is told
+ * once: from then on the lane is passed over, the others go on.
+ */
 static inline int mpsc_peek(struct mpsc *mpsc, const void **payload, uint32_t *size) {
     for (uint32_t i = 0; i < mpsc->count; i++) {
         uint32_t lane = mpsc->next + i < mpsc->count ? mpsc->next + i : mpsc->next + i - mpsc->count;
+        if (mpsc->lanes[lane].field)
+            continue; /* Spoiled, and its consumer knows. */
         int result = ring_peek(&mpsc->lanes[lane], payload, size);
         if (result == SHM_EMPTY)
             continue;
@@ -93,11 +98,12 @@ static inline int mpsc_release(struct mpsc *mpsc) {
     return ring_release(&mpsc->lanes[mpsc->current]);
 }
 
-/* 0 while a producer lives or may still come; SHM_E_GONE if all have ended and one of them died, else SHM_E_CLOSED. */
+/* 0 while a producer lives or may still come; SHM_E_GONE if all have ended and one died or spoiled its lane, else SHM_E_CLOSED. */
 static inline int mpsc_ended(const struct mpsc *mpsc) {
     int ended = SHM_E_CLOSED;
     for (uint32_t i = 0; i < mpsc->count; i++) {
-        int state = shm_peer_ended(&mpsc->lanes[i].shared->producer);
+        const struct ring *lane = &mpsc->lanes[i];
+        int state = lane->field ? SHM_E_GONE : shm_peer_ended(&lane->shared->producer);
         if (!state)
             return 0;
         if (state == SHM_E_GONE)

@@ -1,0 +1,539 @@
+/* end.c: see end.h. */
+#define _GNU_SOURCE
+#include "end.h"
+
+#include <errno.h>
+#include <linux/membarrier.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+/*
+ * A sleeper looks around this often even if no bell rings: a peer that never rings costs time, not a hang. `late` counts
+ * when that was needed.
+ */
+static const int64_t SLICE_NS = 200000000;
+/* A reader that can't write its sleep flag, and whose writer doesn't always ring. */
+static const int64_t UNHEARD_NS = 1000000;
+static const unsigned LOOKS = 64; /* spins between two looks at clock and peer */
+
+static uint64_t now_ns(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000 + (uint64_t)now.tv_nsec;
+}
+
+int end_register(void) {
+    return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) ? -errno : 0;
+}
+
+static void heavy_barrier(void) {
+    if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0)
+        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* Then the channel is SHM_FENCED, and this is enough. */
+}
+
+static void ring_bell(struct shm_end *end) {
+    uint64_t one = 1;
+    if (end->ring_fd < 0)
+        return;
+    end->rings++;
+    while (write(end->ring_fd, &one, sizeof one) < 0 && errno == EINTR)
+        ;
+}
+
+/* ---- opening and closing ----------------------------------------------------------------------------------------------- */
+
+static int attach(struct shm_end *end, char *channel) {
+    const struct shm_config *c = &end->config;
+    int failed;
+    switch (c->kind) {
+    case SHM_SPSC:
+        failed = ring_open(&end->ring, (struct ring_shared *)channel, c->size, c->max_message, c->flags);
+        break;
+    case SHM_MPSC:
+        if (end->role == END_RECEIVE) {
+            end->lanes = calloc(c->lanes, sizeof *end->lanes);
+            if (!end->lanes)
+                return END_SYSTEM;
+            failed = mpsc_attach_consumer(&end->mpsc, channel, c->size, c->max_message, c->lanes, c->flags, end->lanes);
+            end->field = end->mpsc.field;
+            return failed;
+        }
+        failed = mpsc_open_lane(&end->ring, channel, c->size, c->max_message, c->lane, c->lanes, c->flags);
+        break;
+    case SHM_BROADCAST:
+        failed = broadcast_open(&end->broadcast, (struct broadcast_shared *)channel, c->size, c->max_message, c->flags);
+        if (!failed && end->role == END_SEND)
+            failed = broadcast_attach_writer(&end->broadcast);
+        else if (!failed)
+            broadcast_attach_reader(&end->broadcast);
+        end->field = end->broadcast.field;
+        return failed;
+    default:
+        failed = barrier_attach(&end->barrier, channel, c->lanes, c->lane, c->flags);
+        end->field = end->barrier.field;
+        return failed;
+    }
+    if (!failed && end->role == END_SEND)
+        failed = ring_attach_producer(&end->ring);
+    else if (!failed)
+        ring_attach_consumer(&end->ring);
+    end->field = end->ring.field;
+    return failed;
+}
+
+static int listen_to(struct shm_end *end, int bell) {
+    end->wait_fd = epoll_create1(EPOLL_CLOEXEC);
+    if (end->wait_fd < 0)
+        return END_SYSTEM;
+    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
+    return bell >= 0 && epoll_ctl(end->wait_fd, EPOLL_CTL_ADD, bell, &event) ? END_SYSTEM : SHM_OK;
+}
+
+int end_open(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role, int data_fd,
+             int space_fd, int readonly) {
+    *end = (struct shm_end){.config = *config, .role = role, .readonly = readonly, .ring_fd = -1, .wait_fd = -1};
+    end->spin_ns = 30000;
+    uint64_t bytes = end_bytes(config);
+    end->field = "size";
+    if (!bytes)
+        return SHM_E_CONFIG;
+    end->field = "offset";
+    if (config->offset % SHM_LINE || config->offset > region_size || bytes > region_size - config->offset)
+        return SHM_E_CONFIG;
+    if ((role == END_JOIN) != (config->kind == SHM_BARRIER))
+        return END_ROLE;
+    if (readonly && (config->kind != SHM_BROADCAST || role != END_RECEIVE))
+        return END_ROLE;
+    end->ring_fd = role == END_RECEIVE ? space_fd : data_fd;
+    int failed = attach(end, (char *)region + config->offset);
+    if (!failed)
+        failed = listen_to(end, role == END_SEND ? space_fd : data_fd);
+    if (failed) {
+        int error = errno;
+        if (end->wait_fd >= 0)
+            close(end->wait_fd);
+        end->wait_fd = -1;
+        free(end->lanes);
+        end->lanes = NULL;
+        errno = error;
+    }
+    return failed;
+}
+
+static void tell_peers(struct shm_end *end) {
+    if (end->readonly)
+        return;
+    switch (end->config.kind) {
+    case SHM_SPSC:
+        end->role == END_SEND ? ring_close_producer(&end->ring) : ring_close_consumer(&end->ring);
+        break;
+    case SHM_MPSC:
+        if (end->role == END_SEND) {
+            ring_close_producer(&end->ring);
+            break;
+        }
+        for (uint32_t i = 0; i < end->mpsc.count; i++)
+            ring_close_consumer(&end->mpsc.lanes[i]);
+        shm_store32(&end->mpsc.shared->consumer, SHM_CLOSED);
+        break;
+    case SHM_BROADCAST:
+        if (end->role == END_SEND)
+            shm_store32(&end->broadcast.shared->writer, SHM_CLOSED);
+        break;
+    default:
+        barrier_close(&end->barrier);
+    }
+    ring_bell(end);
+}
+
+void end_close(struct shm_end *end, int tell) {
+    if (end->wait_fd < 0)
+        return;
+    __atomic_store_n(&end->closing, 1, __ATOMIC_SEQ_CST);
+    struct timespec moment = {.tv_nsec = 1000000};
+    while (__atomic_exchange_n(&end->busy, 1, __ATOMIC_ACQUIRE))
+        nanosleep(&moment, NULL); /* At most a slice: whoever waits sees `closing`. */
+    if (tell)
+        tell_peers(end);
+    close(end->wait_fd);
+    end->wait_fd = -1;
+    free(end->lanes);
+    end->lanes = NULL;
+    /* It stays busy: whoever still has it is told so. */
+}
+
+static int enter(struct shm_end *end) {
+    if (__atomic_exchange_n(&end->busy, 1, __ATOMIC_ACQUIRE))
+        return __atomic_load_n(&end->closing, __ATOMIC_RELAXED) ? END_CLOSING : END_BUSY;
+    return SHM_OK;
+}
+
+static void leave(struct shm_end *end) {
+    __atomic_store_n(&end->busy, 0, __ATOMIC_RELEASE);
+}
+
+/* ---- waiting ----------------------------------------------------------------------------------------------------------- */
+
+/* What is waited for: something to take (or everyone's arrival), or room for `size` bytes. */
+struct want {
+    struct shm_end *end;
+    int room;
+    uint32_t size;
+};
+
+static int has(const struct want *want) {
+    struct shm_end *end = want->end;
+    if (want->room)
+        return ring_has_room(&end->ring, want->size);
+    switch (end->config.kind) {
+    case SHM_BARRIER:
+        return shm_load32(&end->barrier.shared->generation) != end->barrier.generation;
+    case SHM_BROADCAST:
+        return broadcast_has_data(&end->broadcast);
+    case SHM_MPSC:
+        return mpsc_has_data(&end->mpsc);
+    default:
+        return ring_has_data(&end->ring);
+    }
+}
+
+/* 0, or what the peers' state means to one who waits for them. */
+static int ended(const struct want *want) {
+    struct shm_end *end = want->end;
+    if (__atomic_load_n(&end->closing, __ATOMIC_RELAXED))
+        return END_CLOSING;
+    if (want->room)
+        return shm_peer_ended(&end->ring.shared->consumer);
+    switch (end->config.kind) {
+    case SHM_BARRIER: {
+        int passed = barrier_passed(&end->barrier);
+        return passed == SHM_EMPTY ? 0 : passed;
+    }
+    case SHM_BROADCAST:
+        return shm_peer_ended(&end->broadcast.shared->writer);
+    case SHM_MPSC:
+        return mpsc_ended(&end->mpsc);
+    default:
+        return shm_peer_ended(&end->ring.shared->producer);
+    }
+}
+
+static uint32_t *flag(const struct want *want) {
+    struct shm_end *end = want->end;
+    if (want->room)
+        return end->ring.space_wait;
+    switch (end->config.kind) {
+    case SHM_BARRIER:
+        return &end->barrier.shared->data_wait;
+    case SHM_BROADCAST:
+        return &end->broadcast.shared->data_wait;
+    case SHM_MPSC:
+        return &end->mpsc.shared->data_wait;
+    default:
+        return end->ring.data_wait;
+    }
+}
+
+/* 1 when it is time to look again, 0 to go on waiting, or a negative result. */
+static int look(const struct want *want) {
+    if (has(want))
+        return 1;
+    int over = ended(want);
+    /* What was sent before the end is still to be received. */
+    return over && has(want) && over != END_CLOSING ? 1 : over;
+}
+
+static int64_t left_ns(uint64_t start, int64_t timeout_ns) {
+    if (timeout_ns < 0)
+        return INT64_MAX;
+    uint64_t passed = now_ns() - start;
+    return passed >= (uint64_t)timeout_ns ? 0 : timeout_ns - (int64_t)passed;
+}
+
+static int sleep_for(const struct want *want, uint64_t start, int64_t timeout_ns) {
+    struct shm_end *end = want->end;
+    int heard = !end->readonly || end->config.flags & SHM_ALWAYS_RING;
+    int64_t slice = heard ? SLICE_NS : UNHEARD_NS;
+    for (int woken = 1;;) {
+        if (!end->readonly) {
+            shm_sleep_begin(flag(want));
+            heavy_barrier();
+        }
+        int ready = look(want);
+        if (ready) {
+            end->late += ready == 1 && !woken && heard;
+            return ready;
+        }
+        int64_t left = left_ns(start, timeout_ns);
+        if (!left)
+            return END_TIMEOUT;
+        if (left > slice)
+            left = slice;
+        end->sleeps++;
+        struct epoll_event event;
+        woken = epoll_wait(end->wait_fd, &event, 1, (int)((left + 999999) / 1000000));
+        if (woken < 0)
+            return errno == EINTR ? END_INTERRUPTED : END_SYSTEM;
+    }
+}
+
+/* Waits, counted from `start` (0: from now): SHM_OK to look again, or why there is nothing to look for. */
+static int wait_for(const struct want *want, uint64_t *start, int64_t timeout_ns) {
+    struct shm_end *end = want->end;
+    if (timeout_ns == 0) {
+        int ready = look(want);
+        return ready == 1 ? SHM_OK : ready ? ready : END_TIMEOUT;
+    }
+    for (unsigned i = 0; end->spin_ns && i < LOOKS; i++) { /* The clock costs as much as a message: not at first. */
+        if (has(want))
+            return SHM_OK;
+        shm_pause();
+    }
+    uint64_t begin = now_ns();
+    if (!*start)
+        *start = begin;
+    for (unsigned i = 1;; i++) {
+        if (end->spin_ns && i % LOOKS) {
+            if (has(want))
+                return SHM_OK;
+            shm_pause();
+            continue;
+        }
+        int ready = look(want);
+        if (ready)
+            return ready == 1 ? SHM_OK : ready;
+        uint64_t spent = now_ns() - begin;
+        if (spent >= end->spin_ns) {
+            ready = sleep_for(want, *start, timeout_ns);
+            return ready == 1 ? SHM_OK : ready;
+        }
+        if (!left_ns(*start, timeout_ns))
+            return END_TIMEOUT;
+        if (spent >= (uint64_t)SLICE_NS)
+            return END_INTERRUPTED; /* A signal during a spin shows nowhere else. */
+    }
+}
+
+/* ---- sending ----------------------------------------------------------------------------------------------------------- */
+
+static int reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, void **payload) {
+    if (end->role != END_SEND)
+        return END_ROLE;
+    if (size > end->config.max_message)
+        return SHM_E_TOO_LONG;
+    int result;
+    if (end->config.kind == SHM_BROADCAST) {
+        result = broadcast_reserve(&end->broadcast, (uint32_t)size, payload);
+        end->field = end->broadcast.field;
+        return result;
+    }
+    int over = shm_peer_ended(&end->ring.shared->consumer);
+    if (over)
+        return over;
+    struct want want = {.end = end, .room = 1, .size = (uint32_t)size};
+    uint64_t start = 0;
+    while ((result = ring_reserve(&end->ring, (uint32_t)size, payload)) == SHM_FULL) {
+        result = wait_for(&want, &start, timeout_ns);
+        if (result)
+            return result;
+    }
+    end->field = end->ring.field;
+    return result;
+}
+
+int end_reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, uintptr_t *payload) {
+    int result = enter(end);
+    if (result)
+        return result;
+    void *at = NULL;
+    result = reserve(end, size, timeout_ns, &at);
+    *payload = (uintptr_t)at;
+    leave(end);
+    return result;
+}
+
+static void commit(struct shm_end *end, uint32_t size) {
+    if (end->config.kind == SHM_BROADCAST ? broadcast_commit(&end->broadcast, size) : ring_commit(&end->ring, size))
+        ring_bell(end);
+}
+
+int end_commit(struct shm_end *end, uint64_t size) {
+    int result = enter(end);
+    if (result)
+        return result;
+    uint64_t span = end->config.kind == SHM_BROADCAST ? end->broadcast.span : end->ring.span;
+    uint64_t header = end->config.kind == SHM_BROADCAST ? BROADCAST_HEADER : RING_HEADER;
+    /* Never more than what was reserved. */
+    if (end->role != END_SEND || size > end->config.max_message || size + header > span * SHM_LINE)
+        result = END_ROLE;
+    else
+        commit(end, (uint32_t)size);
+    leave(end);
+    return result;
+}
+
+int end_send(struct shm_end *end, const char *data, uint64_t size, int64_t timeout_ns) {
+    int result = enter(end);
+    if (result)
+        return result;
+    void *payload;
+    result = reserve(end, size, timeout_ns, &payload);
+    if (!result) {
+        if (end->config.kind == SHM_BROADCAST)
+            ring_copy(payload, data, size);
+        else
+            ring_fill(&end->ring, payload, data, (uint32_t)size);
+        commit(end, (uint32_t)size);
+    }
+    leave(end);
+    return result;
+}
+
+/* ---- receiving --------------------------------------------------------------------------------------------------------- */
+
+static int peek(struct shm_end *end, const void **payload, uint32_t *size) {
+    int result;
+    if (end->config.kind == SHM_MPSC) {
+        result = mpsc_peek(&end->mpsc, payload, size);
+        end->field = end->mpsc.field;
+    } else {
+        result = ring_peek(&end->ring, payload, size);
+        end->field = end->ring.field;
+    }
+    return result;
+}
+
+static void release(struct shm_end *end) {
+    if (end->config.kind == SHM_MPSC ? mpsc_release(&end->mpsc) : ring_release(&end->ring))
+        ring_bell(end);
+}
+
+static int64_t wait_and_peek(struct shm_end *end, int64_t timeout_ns, const void **payload) {
+    if (end->role != END_RECEIVE || end->config.kind == SHM_BROADCAST)
+        return END_ROLE;
+    struct want want = {.end = end};
+    uint64_t start = 0;
+    uint32_t size;
+    int result;
+    while ((result = peek(end, payload, &size)) == SHM_EMPTY) {
+        result = wait_for(&want, &start, timeout_ns);
+        if (result)
+            return result;
+    }
+    return result ? result : (int64_t)size;
+}
+
+static int64_t receive_broadcast(struct shm_end *end, char *data, uint64_t room, int64_t timeout_ns) {
+    struct want want = {.end = end};
+    uint64_t start = 0;
+    int64_t size;
+    while ((size = broadcast_receive(&end->broadcast, data, room)) == SHM_EMPTY) {
+        /* A writer that laps for ever looks like data for ever: the limit counts here too. */
+        if (start && !left_ns(start, timeout_ns))
+            return END_TIMEOUT;
+        int result = wait_for(&want, &start, timeout_ns);
+        if (result)
+            return result;
+        if (!start)
+            start = now_ns();
+    }
+    end->field = end->broadcast.field;
+    return size;
+}
+
+static int64_t receive(struct shm_end *end, char *data, uint64_t room, int64_t timeout_ns) {
+    if (end->config.kind == SHM_BROADCAST && end->role == END_RECEIVE)
+        return receive_broadcast(end, data, room, timeout_ns);
+    const void *payload;
+    int64_t size = wait_and_peek(end, timeout_ns, &payload);
+    if (size < 0)
+        return size;
+    if ((uint64_t)size > room)
+        return SHM_E_TOO_LONG;
+    ring_copy(data, payload, (uint64_t)size);
+    release(end);
+    return size;
+}
+
+int64_t end_receive(struct shm_end *end, char *data, uint64_t room, int64_t timeout_ns) {
+    int busy = enter(end);
+    if (busy)
+        return busy;
+    int64_t size = receive(end, data, room, timeout_ns);
+    leave(end);
+    return size;
+}
+
+int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint32_t *sizes, uint32_t count, int64_t timeout_ns) {
+    int busy = enter(end);
+    if (busy)
+        return busy;
+    int64_t result = 0;
+    uint32_t got = 0;
+    for (uint64_t used = 0; got < count; used += sizes[got++]) {
+        if (got && room - used < end->config.max_message)
+            break;
+        result = receive(end, data + used, room - used, got ? 0 : timeout_ns);
+        if (result < 0)
+            break; /* An error shows again at the next call; what came before it comes first. */
+        sizes[got] = (uint32_t)result;
+    }
+    leave(end);
+    return got ? got : result;
+}
+
+int64_t end_peek(struct shm_end *end, int64_t timeout_ns, uintptr_t *payload) {
+    int busy = enter(end);
+    if (busy)
+        return busy;
+    const void *at = NULL;
+    int64_t size = wait_and_peek(end, timeout_ns, &at);
+    *payload = (uintptr_t)at;
+    leave(end);
+    return size;
+}
+
+int end_release(struct shm_end *end) {
+    int result = enter(end);
+    if (result)
+        return result;
+    if (end->role != END_RECEIVE || end->config.kind == SHM_BROADCAST)
+        result = END_ROLE;
+    else
+        release(end);
+    leave(end);
+    return result;
+}
+
+/* ---- the rest ---------------------------------------------------------------------------------------------------------- */
+
+int end_join(struct shm_end *end, int64_t timeout_ns) {
+    int result = enter(end);
+    if (result)
+        return result;
+    struct want want = {.end = end};
+    uint64_t start = 0;
+    if (end->role != END_JOIN) {
+        result = END_ROLE;
+    } else {
+        /* Who left early (time limit, signal) has arrived all the same, and comes back to the same generation. */
+        if (!end->joining && barrier_arrive(&end->barrier))
+            ring_bell(end);
+        result = wait_for(&want, &start, timeout_ns);
+        end->joining = result != SHM_OK;
+    }
+    leave(end);
+    return result;
+}
+
+uint64_t end_lost(const struct shm_end *end) {
+    return end->config.kind == SHM_BROADCAST ? end->broadcast.lost : 0;
+}
+
+uint32_t end_lane(const struct shm_end *end) {
+    return end->config.kind == SHM_MPSC && end->role == END_RECEIVE ? end->mpsc.current : end->config.lane;
+}
