@@ -29,9 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: this process's); return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments and arguments[0] in COMMANDS:
-        from hostd.cli.command import run_command
+        try:
+            from hostd.cli.command import run_command
 
-        return run_command(arguments[0], arguments[1:])
+            return run_command(arguments[0], arguments[1:])
+        except KeyboardInterrupt:
+            return 130
     return _overview(arguments)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from hostd.cli import COMMANDS
 
-USAGE, FAILED, INTERRUPTED = 2, 1, 130
+USAGE, FAILED = 2, 1
 
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
@@ -29,8 +29,6 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # The reader of our output has gone.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return FAILED
-    except KeyboardInterrupt:
-        return INTERRUPTED
     except Exception as error:
         code_or_none = _exit_code(error)
         if code_or_none is None:

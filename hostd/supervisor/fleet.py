@@ -109,6 +109,7 @@ class Fleet:
             try:
                 descriptors = [log, self._image(run.plan.group.name), *self._regions.descriptors(run.plan)]
                 self.warm.send({"start": self._spec(run)}, descriptors)
+                run.awaited = True
             finally:
                 os.close(log)
         except OSError as error:
@@ -162,7 +163,7 @@ class Fleet:
 
     def _never_ran(self, run: GuestRun, result: Result) -> None:
         run.failed_start = True
-        if self.failed_start is None:
+        if self.failed_start is None and not run.stopping:
             self.failed_start = result["message"]
         self._end(run, result)
         if run.pid is None:
@@ -174,27 +175,30 @@ class Fleet:
         """Take a message of the warm parent."""
         if "started" in message:
             run = self.runs[message["started"]]
-            run.pid = message["pid"]
+            run.pid, run.awaited = message["pid"], False
             self._alive += 1
             self._note({"event": FORKED, "name": run.name, "pid": run.pid})
             self._connect(run, CONNECT_DELAY)
         elif "failed" in message:
             run = self.runs[message["failed"]]
+            run.awaited = False
             self._never_ran(run, failure(run.name, str(message["error"])))
         elif "exited" in message:
-            run = self.runs[message["exited"]]
-            if run.pid == message["pid"]:
-                self._gone(run, message["status"])
+            for run in self.runs.values():  # A process that died early has no name yet.
+                if run.pid == message["pid"]:
+                    self._gone(run, message["status"])
+                    break
 
     def on_warm_end(self) -> None:
         """The warm parent died: its guests go on, their connections tell when they end."""
         self.warm = None
         for run in self.runs.values():
+            run.awaited = False
             if run.state == "starting" and run.pid is None:
                 self._never_ran(run, failure(run.name, "the process that starts guests died"))
 
     def _connect(self, run: GuestRun, delay: float) -> None:
-        if run.pid is None or run.link is not None or self._closed:
+        if run.pid is None or run.link is not None:
             return
         link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
@@ -210,6 +214,9 @@ class Fleet:
     def attach(self, run: GuestRun, link: socket.socket, frames: FrameReader | None = None) -> None:
         """Use `link` as the connection to the guest; `frames` has what was read from it before."""
         run.link = GuestLink(link, lambda message: self.on_guest(run, message), lambda: self._lost(run), frames)
+        # Not before it has come so far: until then its process is the warm parent's to watch.
+        if run.stopping and run.state == "starting":
+            self.kill(run)
 
     def on_guest(self, run: GuestRun, message: Message) -> None:
         """Take a message of a guest process."""
@@ -330,6 +337,8 @@ class Fleet:
                 self._end(run, failure(run.name, "stopped before it was started", outcome="killed", code=137))
             elif run.state == "restarting":
                 run.state = "ended"
+            elif run.state == "starting" and run.link is not None:
+                self.kill(run)
             elif run.link is not None and run.result is None:
                 run.link.send({"id": 0, "call": "stop"})
         self._changed()
@@ -362,11 +371,12 @@ class Fleet:
             task.cancel()
         for run in self.runs.values():
             run.stopping = True
-            self.kill(run)
+            if run.link is not None or run.state != "starting":
+                self.kill(run)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_TIMEOUT):
                 for run in self.runs.values():
-                    while run.pid is not None:
+                    while run.pid is not None or run.awaited:
                         await self._change.wait()
         for run in self.runs.values():
             if run.link is not None:
