@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from hostd.cluster.file import load
 from hostd.control.client import Client, ConnectionLostError, ControlError
-from hostd.supervisor.detached import attach, start
+from hostd.supervisor.background import attach, start
 from hostd.supervisor.directory import cluster_names
 from hostd.supervisor.errors import SupervisorError
 from hostd.supervisor.processes import alive

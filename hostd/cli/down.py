@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from hostd.cli.targets import cluster_name, only_cluster
     from hostd.host import take_down
-    from hostd.supervisor.detached import attach
+    from hostd.supervisor.background import attach
     from hostd.supervisor.directory import cluster_names
 
     names = cluster_names() if options.all else [cluster_name(name) for name in options.clusters]

@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hostd.cli.targets import cluster_name
-    from hostd.supervisor.detached import attach
+    from hostd.supervisor.background import attach
     from hostd.supervisor.directory import cluster_names
     from hostd.supervisor.errors import NoSuchClusterError
 

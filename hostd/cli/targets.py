@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hostd.control.client import Client
-from hostd.supervisor.detached import attach
+from hostd.supervisor.background import attach
 from hostd.supervisor.directory import cluster_names
 from hostd.supervisor.errors import NoSuchClusterError, SupervisorError
 

@@ -15,7 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hostd.cluster.file import load
-    from hostd.supervisor.detached import attach, start
+    from hostd.supervisor.background import attach, start
     from hostd.supervisor.preflight import check_kvm, prepare
 
     cluster = load(options.file, options.overrides)

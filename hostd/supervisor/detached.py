@@ -1,8 +1,7 @@
-"""The supervisor of a background cluster as a process of its own, which outlives the command that started it.
+"""The process of a background cluster's supervisor: `python -m hostd.supervisor.detached FD` (see background.py).
 
-`start` and `attach` are called by commands; `python -m hostd.supervisor.detached FD` is the process. It says on the
-descriptor FD,
-It says on the descriptor FD, in one line of JSON, whether the cluster is up.
+It reads from standard input what to start or adopt, and says on the descriptor FD, in one line of JSON, whether the
+cluster is up.
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,85 +20,12 @@ from hostd.boot.elf import Image
 from hostd.boot.errors import ImageError
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.file import from_tables
-from hostd.cluster.model import Cluster
 from hostd.cluster.plan import plan as make_plan
-from hostd.control.client import Client, ControlError
+from hostd.control.client import ControlError
 from hostd.supervisor.directory import ClusterDirectory
-from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError, sentence
+from hostd.supervisor.errors import ClusterRunningError, SupervisorError, sentence
 from hostd.supervisor.preflight import prepare
 from hostd.supervisor.supervisor import Supervisor
-
-ADOPTION_TIMEOUT = 15.0
-
-
-# --- the calling side ----------------------------------------------------------------------------------------------
-
-
-def start(cluster: Cluster) -> None:
-    """Bring `cluster` up in the background; return when its guests have been started.
-
-    Raises SupervisorError when it could not be; then nothing of it is left.
-    """
-    order = {"path": str(cluster.path), "tables": cluster.tables, "overrides": list(cluster.overrides)}
-    _launch({"start": order})
-
-
-def attach(name: str) -> Client:
-    """Return a connection to the supervisor of the cluster `name`; if that died, a new one takes over its guests first.
-
-    Raises NoSuchClusterError, SupervisorError or ControlError.
-    """
-    directory = ClusterDirectory(name)
-    deadline = time.monotonic() + ADOPTION_TIMEOUT
-    while True:
-        try:
-            return Client(directory.control)
-        except OSError:
-            state = directory.state()
-        if state is None:
-            raise NoSuchClusterError(f"no cluster {name!r} runs; `hostd ps` lists those that do")
-        if state["foreground"]:
-            raise NoSuchClusterError(f"cluster {name!r} was a foreground run that crashed; run it again to clean up")
-        try:
-            _launch({"adopt": name})
-        except ClusterRunningError:  # Another command was faster; its supervisor will listen in a moment.
-            if time.monotonic() > deadline:
-                raise SupervisorError(f"cluster {name!r}: its supervisor doesn't answer") from None
-            time.sleep(0.05)
-
-
-def _launch(order: dict[str, Any]) -> None:
-    ready, ready_end = os.pipe()
-    with os.fdopen(ready, "rb") as answer:
-        try:
-            child = subprocess.Popen(
-                [sys.executable, "-m", "hostd.supervisor.detached", str(ready_end)],
-                pass_fds=[ready_end],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        finally:
-            os.close(ready_end)
-        try:
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(order).encode())
-            child.stdin.close()
-            said = json.loads(answer.read() or b'{"error": "the supervisor ended before it said anything"}')
-        except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
-            raise
-    if "error" in said:
-        child.wait()
-        kind = ClusterRunningError if said.get("running") else SupervisorError
-        raise kind(said["error"])
-    # It is not this process's to wait for.
-    child.returncode = 0
-
-
-# --- the process ---------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
