@@ -14,6 +14,7 @@ from typing import Any
 from hostd.control.framing import FrameError, FrameReader, Message, pack_frame
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import ENDED, FORKED, Fleet
+from hostd.supervisor.regions import is_writable
 
 ANSWER_TIMEOUT = 5.0
 DESCRIPTOR_LIMIT = 253  # SCM_MAX_FD
@@ -67,11 +68,14 @@ def descriptors(found: dict[str, Survivor], state: dict[str, Any]) -> dict[str, 
     for name, survivor in found.items():
         given = state["bells"].get(name, {"regions": [], "bells": []})
         wanted = [tuple(bell) for bell in given["bells"]]
-        if set(given["regions"]) <= set(memories) and set(wanted) <= set(bells):
+        whole = {region for region, descriptor in memories.items() if is_writable(descriptor)}
+        if set(given["regions"]) <= whole and set(wanted) <= set(bells):
             continue
         with contextlib.suppress(OSError, FrameError):
             held = _ask_descriptors(survivor)
             for region in given["regions"]:
+                if region in memories and not is_writable(memories[region]):
+                    os.close(memories.pop(region))
                 _keep(memories, region, held)
             for bell in wanted:
                 _keep(bells, bell, held)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import posix_ipc
 
 import shm
 from hostd.control.framing import FrameError, FrameReader, pack_frame
@@ -133,7 +132,7 @@ class ClusterDirectory:
             elif any(self._listening()) or alive(state["warm"]):
                 self.release()
                 raise self._running()
-            sweep([item for item in state["cleanup"] if item != str(self.path)])
+            shm.sweep([item for item in state["cleanup"] if item != str(self.path)])
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.name == "lock":
                 continue
@@ -198,16 +197,3 @@ class ClusterDirectory:
         self.release()
         with contextlib.suppress(OSError):
             self.path.parent.rmdir()
-
-
-def sweep(items: list[str]) -> None:
-    """Remove what a run made: paths (folders with all in them) and, as "shm:NAME", POSIX shared memory."""
-    for item in items:
-        if item.startswith("shm:"):
-            with contextlib.suppress(posix_ipc.Error):
-                posix_ipc.unlink_shared_memory(item.removeprefix("shm:"))
-        elif Path(item).is_dir():
-            shutil.rmtree(item, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                Path(item).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from hostd.supervisor.figures import SIZED_GUESTS, Figures
 from hostd.supervisor.guest_run import GuestRun, Result, death, failure
 from hostd.supervisor.link import GuestLink, WarmLink
 from hostd.supervisor.regions import Regions
+from hostd.supervisor.spec import guest_spec
 
 STARTS_AT_ONCE = 48
 """guests asked for that haven't said hello"""
@@ -118,37 +119,14 @@ class Fleet:
         asyncio.get_running_loop().call_later(HELLO_TIMEOUT, self._expect_hello, run, run.requested)
 
     def _spec(self, run: GuestRun) -> dict[str, Any]:
-        guest = run.plan.group
-        slots = [
-            {
-                "name": slot.name,
-                "gpa": slot.gpa,
-                "size": slot.size,
-                "backing": slot.backing,
-                "path": None if slot.path is None else str(slot.path),
-                "offset": slot.offset,
-                "access": slot.access,
-            }
-            for slot in guest.slots
-        ]
-        return {
-            "cluster": self._cluster,
-            "name": run.name,
-            "dir": str(self._directory.path),
-            "lifeline": self.foreground,
-            "memory": guest.memory,
-            "args": list(guest.args),
-            "env": dict(guest.env),
-            "cpu": list(guest.cpus) or None,
-            "seed": os.urandom(32),
-            "image": self._images[guest.name],
-            "options": dict(guest.options),
-            "log_limit": guest.log_limit,
-            "regions": self._regions.describe(run.plan),
-            "channels": self._regions.ends(run.plan),
-            "slots": slots,
-            "bells": len(self._regions.bells(run.plan)),
-        }
+        return guest_spec(
+            run.plan,
+            self._regions,
+            self._images[run.plan.group.name],
+            cluster=self._cluster,
+            directory=self._directory.path,
+            foreground=self.foreground,
+        )
 
     def _image(self, group: str) -> int:
         path = self._images[group]["path"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 from collections.abc import Mapping
@@ -13,9 +14,8 @@ from shm.broker import Broker
 
 import shm
 from hostd.cluster.errors import ClusterFileError
-from hostd.cluster.model import Region
+from hostd.cluster.model import Channel, Region
 from hostd.cluster.plan import Plan, PlannedGuest
-from hostd.supervisor.directory import sweep
 
 PAGE = 4096
 
@@ -70,10 +70,10 @@ class Regions:
                 descriptor, known = found[region.name]
                 # A bell that no guest has left can be a new one: nobody rings or hears the old one.
                 bells = [known.get(number) or _new_bell() for number in range(counts[region.name])]
-                name = self._full_name(region.name)
+                name, descriptor = self._full_name(region.name), writable(descriptor)
                 self._made[region.name] = shm.Region.adopt(name, descriptor, bells, backing=region.backing)
             else:
-                sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
+                shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
                 self._made[region.name] = shm.Region.create(
                     self._full_name(region.name),
                     size=region.size,
@@ -100,10 +100,24 @@ class Regions:
 
     def _specs(self, region: str) -> list[shm.ChannelSpec]:
         return [
-            shm.ChannelSpec(c.name, kind=c.kind, size=c.size, max_message=c.max_message, lanes=c.lanes or 1)
-            for c in self._plan.channels.values()
-            if c.region == region
+            shm.ChannelSpec(
+                channel.name,
+                kind=channel.kind,
+                size=channel.size,
+                max_message=channel.max_message,
+                lanes=channel.lanes or 1,
+                always_ring=self._has_silent_reader(channel),
+            )
+            for channel in self._plan.channels.values()
+            if channel.region == region
         ]
+
+    def _has_silent_reader(self, channel: Channel) -> bool:
+        """Tell whether a reader maps the channel read-only, and so can't say that it sleeps."""
+        return channel.kind == "broadcast" and any(
+            (channel.region, "ro") in guest.regions and any(end.channel == channel.name for end in guest.ends)
+            for guest in self._plan.guests.values()
+        )
 
     def _serve(self) -> None:
         self._broker = Broker()
@@ -236,6 +250,20 @@ class Regions:
 
 def _new_bell() -> int:
     return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+
+def is_writable(descriptor: int) -> bool:
+    """Tell whether a file descriptor was opened for writing."""
+    return fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR
+
+
+def writable(descriptor: int) -> int:
+    """Return `descriptor`, or in its place one of the same file that can write."""
+    if is_writable(descriptor):
+        return descriptor
+    better = os.open(f"/proc/self/fd/{descriptor}", os.O_RDWR | os.O_CLOEXEC)
+    os.close(descriptor)
+    return better
 
 
 def file_size(region: Region) -> int:

@@ -11,11 +11,12 @@ import subprocess
 import time
 from typing import Any
 
+import shm
 from hostd.boot.elf import Image
 from hostd.cluster.plan import Plan
 from hostd.control.server import Server
 from hostd.supervisor import adoption, processes
-from hostd.supervisor.directory import ClusterDirectory, sweep
+from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import Fleet
 from hostd.supervisor.guest_run import succeeded
 from hostd.supervisor.link import WarmLink
@@ -168,7 +169,7 @@ class Supervisor:
             processes.end(self._warm_process)
         self.regions.close()
         if self._claimed:
-            sweep([item for item in self._cleanup if item != str(self.directory.path)])
+            shm.sweep([item for item in self._cleanup if item != str(self.directory.path)])
             self.directory.remove()
 
     # --- how it went -------------------------------------------------------------------------------------------
