@@ -8,7 +8,7 @@ from hostd.boot._abi import ffi, lib
 from hostd.boot.address_map import AddressMap
 from hostd.boot.errors import ImageError
 
-KINDS: dict[str, int] = {}
+KINDS: dict[str, int] = {"spsc": 0, "mpsc": 1, "broadcast": 2, "barrier": 3}
 ROLES = {"send": lib.GUEST_ROLE_SEND, "receive": lib.GUEST_ROLE_RECEIVE, "join": lib.GUEST_ROLE_JOIN}
 
 
