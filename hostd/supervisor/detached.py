@@ -24,7 +24,7 @@ from hostd.cluster.plan import plan as make_plan
 from hostd.control.client import ControlError
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.errors import ClusterRunningError, SupervisorError, sentence
-from hostd.supervisor.preflight import prepare
+from hostd.supervisor.preflight import check_kvm, prepare
 from hostd.supervisor.supervisor import Supervisor
 
 
@@ -77,6 +77,7 @@ async def _supervise(order: dict[str, Any], ready: int) -> None:
 
 
 def _new(order: dict[str, Any]) -> Supervisor:
+    check_kvm()
     plan, images = prepare(from_tables(Path(order["path"]), order["tables"], order["overrides"]))
     return Supervisor(plan, images, foreground=False)
 

@@ -75,8 +75,11 @@ class ClusterDirectory:
             self._reclaim()
             self.guests.mkdir(mode=0o700)
             self.logs.mkdir(mode=0o700)
-        except BaseException:
+        except ClusterRunningError:
             self.release()
+            raise
+        except BaseException:
+            self.remove()
             raise
 
     def attach(self) -> dict[str, Any]:

@@ -155,7 +155,7 @@ class Fleet:
             run = self.runs[message["started"]]
             run.pid, run.awaited = message["pid"], False
             self._alive += 1
-            self._note({"event": FORKED, "name": run.name, "pid": run.pid})
+            self._note({"event": FORKED, "name": run.name, "pid": run.pid, **self._past(run)})
             self._connect(run, CONNECT_DELAY)
         elif "failed" in message:
             run = self.runs[message["failed"]]
