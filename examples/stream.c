@@ -10,28 +10,25 @@
 static struct channel data;
 static uint64_t count, size, window;
 
-/* Where message `i` lies in the buffer: one after the other, then again from the start. */
-static unsigned char *place(unsigned char *buffer, uint64_t i) {
-    return buffer + i % (window / size) * size;
+/* Messages lie in the buffer one after the other, then again from the start. */
+static inline uint64_t after(uint64_t at) {
+    return at + 2 * size <= window ? at + size : 0;
 }
 
 static int send(unsigned char *buffer) {
-    for (uint64_t i = 0; i < count; i++) {
-        unsigned char *message = place(buffer, i);
-        memcpy(message, &i, sizeof i);
-        channel_must(&data, channel_send(&data, message, size, GUEST_NO_LIMIT));
+    for (uint64_t i = 0, at = 0; i < count; i++, at = after(at)) {
+        memcpy(buffer + at, &i, sizeof i);
+        channel_must(&data, channel_send(&data, buffer + at, size, GUEST_NO_LIMIT));
     }
     channel_close(&data);
     return 0;
 }
 
 static int receive(unsigned char *buffer) {
-    uint64_t start = 0;
-    for (uint64_t i = 0; i < count; i++) {
-        unsigned char *message = place(buffer, i);
-        channel_must(&data, channel_receive(&data, message, size, GUEST_NO_LIMIT));
-        uint64_t number;
-        memcpy(&number, message, sizeof number);
+    uint64_t start = 0, number;
+    for (uint64_t i = 0, at = 0; i < count; i++, at = after(at)) {
+        channel_must(&data, channel_receive(&data, buffer + at, size, GUEST_NO_LIMIT));
+        memcpy(&number, buffer + at, sizeof number);
         if (number != i)
             guest_fail("message %lu came where %lu was due", number, i);
         if (!start)

@@ -28,6 +28,7 @@
 struct channel {
     const struct guest_channel *end; /* name, kind, role */
     uint64_t spin_ticks;             /* how long a wait spins before it sleeps */
+    int sends, receives;             /* 1: over `ring`, so that the inline paths below will do */
     union {
         struct ring ring;            /* spsc, and a sender's lane of an mpsc */
         struct mpsc mpsc;            /* the receiver of an mpsc */
@@ -42,11 +43,31 @@ int channel_open(struct channel *channel, const char *name);
 /* Tells the other side that no more is to come (sender), or that nobody reads any more (receiver). */
 void channel_close(struct channel *channel);
 
+/* What channel_send and channel_receive do when it can't be done at once. */
+int channel_send_slowly(struct channel *channel, const void *data, size_t size, uint64_t limit_ns);
+int64_t channel_receive_slowly(struct channel *channel, void *data, size_t room, uint64_t limit_ns);
+void channel_ring(const struct channel *channel);
+
 /* Sends a copy of `size` bytes. A broadcast never waits. */
-int channel_send(struct channel *channel, const void *data, size_t size, uint64_t limit_ns);
+static inline int channel_send(struct channel *channel, const void *data, size_t size, uint64_t limit_ns) {
+    int must_ring = 0;
+    if (!channel->sends || size > UINT32_MAX || ring_send(&channel->ring, data, (uint32_t)size, &must_ring))
+        return channel_send_slowly(channel, data, size, limit_ns);
+    if (must_ring)
+        channel_ring(channel);
+    return 0;
+}
 
 /* Receives a copy of the next message into `room` bytes: its size. */
-int64_t channel_receive(struct channel *channel, void *data, size_t room, uint64_t limit_ns);
+static inline int64_t channel_receive(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
+    int must_ring = 0;
+    int64_t size = channel->receives ? ring_receive(&channel->ring, data, room, &must_ring) : SHM_EMPTY;
+    if (size < 0)
+        return channel_receive_slowly(channel, data, room, limit_ns);
+    if (must_ring)
+        channel_ring(channel);
+    return size;
+}
 
 /* Zero-copy: *payload is room for `size` bytes in the ring itself; channel_commit publishes that many, or fewer. */
 int channel_reserve(struct channel *channel, size_t size, void **payload, uint64_t limit_ns);
@@ -72,7 +93,11 @@ uint64_t channel_lost(const struct channel *channel);
 const char *channel_error(const struct channel *channel, int64_t result);
 
 /* For programs that can't go on without: end the guest with a message when `result` is negative, or the channel is missing. */
-void channel_must(const struct channel *channel, int64_t result);
+void channel_failed(const struct channel *channel, int64_t result);
+static inline void channel_must(const struct channel *channel, int64_t result) {
+    if (__builtin_expect(result < 0, 0))
+        channel_failed(channel, result);
+}
 void channel_must_open(struct channel *channel, const char *name);
 
 #endif

@@ -38,6 +38,13 @@ static int open_ring(struct ring *ring, const struct guest_channel *end) {
     return SHM_OK;
 }
 
+static int open_plain(struct channel *channel) {
+    int failed = open_ring(&channel->ring, channel->end);
+    channel->receives = !failed && is_receiver(channel);
+    channel->sends = !failed && !channel->receives;
+    return failed;
+}
+
 static int open_mpsc(struct mpsc *mpsc, const struct guest_channel *end) {
     struct ring *lanes = guest_alloc(end->lanes * sizeof *lanes, 64);
     if (!lanes)
@@ -72,7 +79,7 @@ int channel_open(struct channel *channel, const char *name) {
             return open_mpsc(&channel->mpsc, end);
         /* fall through */
     default:
-        return open_ring(&channel->ring, end);
+        return open_plain(channel);
     }
 }
 
@@ -83,6 +90,11 @@ void channel_spin(struct channel *channel, uint64_t ns) {
 static void ring_for(uint32_t bell) {
     if (bell != SHM_NO_BELL)
         guest_ring(bell);
+}
+
+/* After a send or receive: tells the other side. */
+void channel_ring(const struct channel *channel) {
+    ring_for(is_receiver(channel) ? channel->end->space_bell : channel->end->data_bell);
 }
 
 void channel_close(struct channel *channel) {
@@ -108,7 +120,7 @@ void channel_close(struct channel *channel) {
         else
             ring_close_producer(&channel->ring);
     }
-    ring_for(is_receiver(channel) ? end->space_bell : end->data_bell);
+    channel_ring(channel);
 }
 
 /* ---- waiting ----------------------------------------------------------------------------------------------------------- */
@@ -268,10 +280,10 @@ void channel_commit(struct channel *channel, size_t size) {
     int must_ring = channel->end->kind == SHM_BROADCAST ? broadcast_commit(&channel->broadcast, (uint32_t)size)
                                                         : ring_commit(&channel->ring, (uint32_t)size);
     if (must_ring)
-        ring_for(channel->end->data_bell);
+        channel_ring(channel);
 }
 
-int channel_send(struct channel *channel, const void *data, size_t size, uint64_t limit_ns) {
+int channel_send_slowly(struct channel *channel, const void *data, size_t size, uint64_t limit_ns) {
     void *payload;
     int failed = channel_reserve(channel, size, &payload, limit_ns);
     if (failed)
@@ -317,7 +329,7 @@ void channel_release(struct channel *channel) {
     int must_ring =
         channel->end->kind == SHM_MPSC ? mpsc_release(&channel->mpsc) : ring_release(&channel->ring);
     if (must_ring)
-        ring_for(channel->end->space_bell);
+        channel_ring(channel);
 }
 
 static int64_t receive_broadcast(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
@@ -331,7 +343,7 @@ static int64_t receive_broadcast(struct channel *channel, void *data, size_t roo
     }
 }
 
-int64_t channel_receive(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
+int64_t channel_receive_slowly(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
     if (channel->end->kind == SHM_BROADCAST && is_receiver(channel))
         return receive_broadcast(channel, data, room, limit_ns);
     const void *payload;
@@ -408,10 +420,9 @@ const char *channel_error(const struct channel *channel, int64_t result) {
     }
 }
 
-void channel_must(const struct channel *channel, int64_t result) {
-    if (result < 0)
-        guest_fail("channel %s: %s%s", channel->end->name, result == CHANNEL_CORRUPT ? "a peer spoiled its field " : "",
-                   channel_error(channel, result));
+void channel_failed(const struct channel *channel, int64_t result) {
+    guest_fail("channel %s: %s%s", channel->end->name, result == CHANNEL_CORRUPT ? "a peer spoiled its field " : "",
+               channel_error(channel, result));
 }
 
 void channel_must_open(struct channel *channel, const char *name) {

@@ -1,24 +1,34 @@
 """The baselines that stand beside a run's figures, taken in the same run on the same processors.
 
-Each is measured by host processes of its own, started for it and gone afterwards. `python -m
-hostd.bench.baselines --cpus 0,1 NAME...` prints them as JSON.
+Each is measured by host processes of its own, started for it and gone afterwards. `python -m hostd.bench.baselines --cpus
+0,1 NAME...` prints them as JSON. The loops are C (shm/src/loops.c).
 """
 
 from __future__ import annotations
 
 import json
 import mmap
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from hostd.bench._hardware import ffi, lib
+import shm
+from shm._shm import ffi, lib
 
 ROUNDS = 200_000
-COPY_SIZE = 256 << 20  # larger than any last-level cache in sight
-COPIES = 5
+TRIES = 5  # a baseline is the median of so many
+MESSAGE = 64
+RING = 256 << 10
+STREAM = 10_000_000
+COPY_WINDOW = 128 << 20  # larger than any last-level cache in sight
+COPY_PIECE = 64 << 10
+COPY_TOTAL = 1 << 30
+PYTHON_ROUNDS = 20_000
 
 Figures = dict[str, float]
 
@@ -27,55 +37,138 @@ class BaselineError(Exception):
     """A baseline that could not be measured; one sentence."""
 
 
-def beside(cpus: Sequence[int], child: Callable[[], None], parent: Callable[[], None]) -> None:
-    """Run `child` in a forked process on the first of `cpus` and `parent` here on the last; wait for both."""
+def beside(cpus: Sequence[int], child: Callable[[], object], parent: Callable[[], Any]) -> Any:
+    """Run `child` in a forked process on the last of `cpus` and `parent` here on the first; return what `parent` does."""
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            os.sched_setaffinity(0, {cpus[0]})
+            os.sched_setaffinity(0, {cpus[-1]})
             child()
             status = 0
         finally:
             os._exit(status)
-    os.sched_setaffinity(0, {cpus[-1]})
-    parent()
+    os.sched_setaffinity(0, {cpus[0]})
+    result = parent()
     _, status = os.waitpid(pid, 0)
     if status:
         raise BaselineError(f"a baseline's second process ended with status {os.waitstatus_to_exitcode(status)}")
+    return result
+
+
+def _shared(size: int) -> Any:
+    """Return `size` zeroed bytes that a forked child shares, as a C pointer that keeps them."""
+    return ffi.from_buffer("char *", mmap.mmap(-1, size), require_writable=True)
+
+
+def _percentile_ns(ticks: Any, per_mille: int) -> float:
+    ordered = sorted(ffi.unpack(ticks, ROUNDS))
+    return float(ordered[(ROUNDS - 1) * per_mille // 1000] / lib.loop_ticks_per_ns())
 
 
 def host_rtt(cpus: Sequence[int]) -> Figures:
-    """Two processes that bounce one cache line: the shortest round trip there is."""
-    shared = mmap.mmap(-1, 4096)
-    line = ffi.from_buffer("uint64_t *", shared, require_writable=True)
-    ticks = ffi.new("uint32_t[]", ROUNDS)
-    beside(
-        cpus,
-        lambda: lib.bounce_answer(line, ROUNDS),
-        lambda: lib.bounce_measure(line, ROUNDS, ticks),
-    )
-    ordered = sorted(ffi.unpack(ticks, ROUNDS))
-    per_ns = lib.ticks_per_ns()
-    return {
-        "host_rtt_ns_p50": ordered[ROUNDS // 2] / per_ns,
-        "host_rtt_ns_p99": ordered[ROUNDS * 99 // 100] / per_ns,
-    }
+    """Two processes that bounce one cache line: the shortest round trip there is. ns."""
+
+    def once() -> float:
+        line = ffi.cast("uint64_t *", memory := _shared(4096))
+        ticks = ffi.new("uint32_t[]", ROUNDS)
+        beside(cpus, lambda: lib.loop_bounce_answer(line, ROUNDS), lambda: lib.loop_bounce(line, ROUNDS, ticks))
+        del memory
+        return _percentile_ns(ticks, 500)
+
+    return {"host_rtt_ns_p50": statistics.median(once() for _ in range(TRIES))}
+
+
+def host_ring_rtt(cpus: Sequence[int]) -> Figures:
+    """Two processes that bounce a 64-byte message over two rings. ns."""
+
+    def once() -> float:
+        there, back = (_shared(lib.loop_ring_bytes(RING)) for _ in range(2))
+        ticks = ffi.new("uint32_t[]", ROUNDS)
+        beside(
+            cpus,
+            lambda: lib.loop_answer(there, back, RING, MESSAGE, ROUNDS),
+            lambda: lib.loop_ask(there, back, RING, MESSAGE, ROUNDS, ticks),
+        )
+        return _percentile_ns(ticks, 500)
+
+    return {"host_ring_rtt_ns_p50": statistics.median(once() for _ in range(TRIES))}
+
+
+def host_stream(cpus: Sequence[int]) -> Figures:
+    """64-byte messages from one process to another over a ring, as fast as it goes. Messages a second."""
+
+    def once() -> float:
+        ring, source, target = _shared(lib.loop_ring_bytes(1 << 20)), _shared(1 << 20), _shared(1 << 20)
+        spent = beside(
+            cpus,
+            lambda: lib.loop_consume(ring, 1 << 20, MESSAGE, STREAM, target, 1 << 20),
+            lambda: lib.loop_produce(ring, 1 << 20, MESSAGE, STREAM, source, 1 << 20),
+        )
+        return STREAM / spent * 1e9
+
+    return {"host_stream_messages_per_s": statistics.median(once() for _ in range(TRIES))}
 
 
 def memcpy(cpus: Sequence[int]) -> Figures:
-    """One thread that copies buffers larger than the last-level cache; bytes copied a second."""
+    """One thread that copies 64 KiB pieces between buffers larger than the last-level cache. Bytes a second."""
     os.sched_setaffinity(0, {cpus[0]})
-    source, target = mmap.mmap(-1, COPY_SIZE), mmap.mmap(-1, COPY_SIZE)
-    to, from_ = ffi.from_buffer("char *", target, require_writable=True), ffi.from_buffer("char *", source)
-    for page in range(0, COPY_SIZE, mmap.PAGESIZE):
-        source[page] = 1
-    lib.copy_ns(to, from_, COPY_SIZE)
-    times = [lib.copy_ns(to, from_, COPY_SIZE) for _ in range(COPIES)]
-    return {"memcpy_bytes_per_s": COPY_SIZE / statistics.median(times) * 1e9}
+    source, target = _shared(COPY_WINDOW), _shared(COPY_WINDOW)
+    ffi.memmove(source, b"\1" * COPY_WINDOW, COPY_WINDOW)
+    lib.loop_memcpy(target, source, COPY_WINDOW, COPY_PIECE, COPY_WINDOW)
+    spent = [lib.loop_memcpy(target, source, COPY_WINDOW, COPY_PIECE, COPY_TOTAL) for _ in range(TRIES)]
+    return {"memcpy_bytes_per_s": COPY_TOTAL / statistics.median(spent) * 1e9}
 
 
-BASELINES: dict[str, Callable[[Sequence[int]], Figures]] = {"host_rtt": host_rtt, "memcpy": memcpy}
+def python_pipe(cpus: Sequence[int]) -> Figures:
+    """Two Python processes that bounce 64 bytes over multiprocessing.Pipe. ns."""
+    ours, theirs = multiprocessing.Pipe()
+
+    def answer() -> None:
+        for _ in range(PYTHON_ROUNDS):
+            theirs.send_bytes(theirs.recv_bytes())
+
+    def ask() -> float:
+        return _median_round(lambda: (ours.send_bytes(b"x" * MESSAGE), ours.recv_bytes()))
+
+    return {"python_pipe_rtt_ns_p50": beside(cpus, answer, ask)}
+
+
+def python_channel(cpus: Sequence[int]) -> Figures:
+    """Two Python processes that bounce 64 bytes over two channels of a region. ns."""
+    channels = [shm.ChannelSpec("there"), shm.ChannelSpec("back")]
+    with shm.Region.create(f"bench/python-{os.getpid()}", channels=channels) as region:
+
+        def answer() -> None:
+            with shm.Region.open(region.name) as mine:
+                receiver, sender = mine.receiver("there"), mine.sender("back")
+                for _ in range(PYTHON_ROUNDS):
+                    sender.send(receiver.recv())
+
+        def ask() -> float:
+            sender, receiver = region.sender("there"), region.receiver("back")
+            return _median_round(lambda: (sender.send(b"x" * MESSAGE), receiver.recv()))
+
+        return {"python_channel_rtt_ns_p50": beside(cpus, answer, ask)}
+
+
+def _median_round(bounce: Callable[[], object]) -> float:
+    rounds = []
+    for _ in range(PYTHON_ROUNDS):
+        start = time.perf_counter_ns()
+        bounce()
+        rounds.append(time.perf_counter_ns() - start)
+    return statistics.median(rounds)
+
+
+BASELINES: dict[str, Callable[[Sequence[int]], Figures]] = {
+    "host_rtt": host_rtt,
+    "host_ring_rtt": host_ring_rtt,
+    "host_stream": host_stream,
+    "memcpy": memcpy,
+    "python_pipe": python_pipe,
+    "python_channel": python_channel,
+}
 
 
 def run(names: Sequence[str], cpus: Sequence[int]) -> Figures:
@@ -83,6 +176,7 @@ def run(names: Sequence[str], cpus: Sequence[int]) -> Figures:
 
     Raises BaselineError for an unknown name or one that could not be measured.
     """
+    check(names)
     command = [sys.executable, "-m", "hostd.bench.baselines", "--cpus", ",".join(map(str, cpus)), *names]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
