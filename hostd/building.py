@@ -32,8 +32,12 @@ class BuildExt(build_ext):
 
     def run(self) -> None:
         # In place: the command keeps a reference to this very list.
+        declared = [(list(extension.sources), list(extension.depends)) for extension in self.extensions]
         self.extensions[:] = [self._generated(extension) for extension in self.extensions]
         super().run()
+        # What is packed afterwards is what was declared: the generated sources have absolute paths.
+        for extension, (sources, depends) in zip(self.extensions, declared, strict=True):
+            extension.sources, extension.depends = sources, depends
 
     def _generated(self, extension: Extension) -> Extension:
         [script] = extension.sources
