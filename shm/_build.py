@@ -24,15 +24,16 @@ TYPES = """
         uint32_t bells; uint32_t reserved[5]; char name[128]; uint8_t reserved2[64];
     };
     struct shm_channel_entry {
-        char name[48]; uint32_t kind; uint32_t flags; uint64_t offset; uint64_t span; uint64_t size; uint32_t max_message;
-        uint32_t lanes; uint32_t data_bell; uint32_t space_bell; uint32_t reserved[8];
+        char name[48]; uint32_t kind; uint32_t flags; uint64_t offset; uint64_t span; uint64_t size;
+        uint32_t max_message; uint32_t lanes; uint32_t data_bell; uint32_t space_bell; uint32_t reserved[8];
     };
     struct shm_config {
-        uint32_t kind; uint32_t flags; uint64_t offset; uint64_t size; uint32_t max_message; uint32_t lanes; uint32_t lane;
-        uint32_t data_bell; uint32_t space_bell;
+        uint32_t kind; uint32_t flags; uint64_t offset; uint64_t size; uint32_t max_message; uint32_t lanes;
+        uint32_t lane; uint32_t data_bell; uint32_t space_bell;
     };
     struct ring_shared {
-        uint64_t head; uint64_t tail; uint32_t data_wait; uint32_t space_wait; uint32_t producer; uint32_t consumer; ...;
+        uint64_t head; uint64_t tail; uint32_t data_wait; uint32_t space_wait; uint32_t producer;
+        uint32_t consumer; ...;
     };
     struct mpsc_shared { uint32_t data_wait; uint32_t space_wait; uint32_t consumer; ...; };
     struct broadcast_shared {

@@ -25,7 +25,7 @@ def round_up(value: int, unit: int) -> int:
 
 @dataclass(frozen=True)
 class ChannelSpec:
-    """A channel to make. `size` is its ring's capacity in bytes (each sender's, in an mpsc), rounded up to a power of two.
+    """A channel to make. `size`: its ring's capacity in bytes (each sender's, in an mpsc), made a power of two.
 
     `max_message` bytes: what the ring can carry, unless told. `lanes`: senders of an mpsc, parties of a barrier.
     `always_ring`: readers of this broadcast map it read-only and can't say that they sleep; every message rings.
@@ -41,7 +41,7 @@ class ChannelSpec:
 
 @dataclass(frozen=True)
 class ChannelInfo:
-    """Where a channel lies and how it is used: all an end needs, in plain numbers. Bells are numbers in `Region.bells`."""
+    """Where a channel lies and how it is used: all an end needs, in numbers; bells by number in `Region.bells`."""
 
     name: str
     kind: str

@@ -1,4 +1,4 @@
-"""The memory of a region: made on POSIX shared memory, huge pages or a file, and reserved so that it can't run out later."""
+"""The memory of a region: POSIX shared memory, huge pages or a file, reserved so that it can't run out later."""
 
 from __future__ import annotations
 
@@ -55,6 +55,18 @@ def remove(name: str, backing: Backing) -> None:
 
         with contextlib.suppress(posix_ipc.Error):
             posix_ipc.unlink_shared_memory(posix_name(name))
+
+
+def take(name: str, fd: int) -> int:
+    """Return a descriptor of its own for a region's memory, held as `make` does, and close `fd`. Raises ShmError."""
+    try:
+        # What a guest had may be read-only, and shares its lock with the guest.
+        taken = os.open(f"/proc/self/fd/{fd}", os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise ShmError(f"region {name}: cannot be taken over: {error.strerror}") from None
+    os.close(fd)
+    _lock(taken)
+    return taken
 
 
 def _place(backing: Backing) -> str:

@@ -21,8 +21,7 @@ def flat_name(name: str) -> str:
     parts = name.split("/")
     if len(parts) > 2 or not all(PART.fullmatch(part) for part in parts):
         raise ShmError(
-            f"region name {name!r} is wrong: use cluster/region, of small letters, digits, '-' and '_', "
-            "at most 48 each"
+            f"region name {name!r} is wrong: use cluster/region, of small letters, digits, '-' and '_', at most 48 each"
         )
     return ".".join(parts)
 
