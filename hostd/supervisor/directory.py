@@ -17,6 +17,7 @@ import shm
 from hostd.control.framing import FrameError, FrameReader, pack_frame
 from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError
 from hostd.supervisor.processes import alive, end, holder
+from shm.naming import runtime_path
 
 SOCKET_PATH_LIMIT = 107  # sun_path, less the closing zero
 SWEEP_TIMEOUT = 10.0
@@ -25,7 +26,7 @@ STATE_VERSION = 1
 
 def clusters_folder() -> Path:
     """Return the folder that holds a folder per running cluster."""
-    return Path(shm.runtime_dir(), "clusters")
+    return Path(runtime_path(), "clusters")
 
 
 def cluster_names() -> list[str]:
@@ -70,6 +71,7 @@ class ClusterDirectory:
                     f"{path}: is longer than a Unix socket's {SOCKET_PATH_LIMIT} bytes; "
                     "set HOSTD_RUNTIME_DIR to a shorter path or shorten the names"
                 )
+        shm.runtime_dir()
         self._take_lock()
         try:
             self._reclaim()

@@ -71,7 +71,9 @@ class Regions:
                 # A bell that no guest has left can be a new one: nobody rings or hears the old one.
                 bells = [known.get(number) or _new_bell() for number in range(counts[region.name])]
                 name, descriptor = self._full_name(region.name), writable(descriptor)
-                self._made[region.name] = shm.Region.adopt(name, descriptor, bells, backing=region.backing)
+                self._made[region.name] = shm.Region.adopt(
+                    name, descriptor, bells, self._specs(region.name), backing=region.backing
+                )
             else:
                 shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
                 self._made[region.name] = shm.Region.create(

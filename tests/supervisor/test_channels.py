@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterable
 
 import pytest
 from conftest import Place, until
 
 import shm
 from hostd import Host
-from hostd.host import BackgroundCluster
+from hostd.host import BackgroundCluster, GuestResult
 from hostd.supervisor.processes import identify
 
 PAIR = """
@@ -144,15 +145,19 @@ def test_a_barrier_of_guests(place: Place) -> None:
         assert [guest.reports["joined"] for guest in result.guests.values()] == ["all"] * 3
 
 
-def test_a_barrier_whose_party_is_killed(place: Place) -> None:
+def test_a_barrier_whose_party_is_killed_before_it_came(place: Place) -> None:
+    late = '[guest.late]\nprogram = "{programs}/sleeper.c"\nmemory = "4MiB"\nchannels = { all = "join" }\n'
     with Host() as host:
-        # A fourth party never comes, so that all wait.
-        cluster = host.up(place.file(BARRIER), overrides=["channel.all.lanes=4"])
-        until(lambda: all("waiting" in guest.reports for guest in cluster.result().guests.values()))
-        os.kill(pid_of(cluster, "party-1"), signal.SIGKILL)
+        cluster = host.up(place.file(BARRIER + late))
+        until(lambda: all("waiting" in guest.reports or name == "late" for name, guest in reports(cluster)))
+        os.kill(pid_of(cluster, "late"), signal.SIGKILL)
         result = cluster.wait(timeout=5)
-        assert [guest.reports.get("joined") for guest in result.guests.values()] == ["gone", None, "gone"]
+        assert [guest.reports.get("joined") for guest in result.guests.values()] == ["gone", "gone", "gone", None]
         cluster.down()
+
+
+def reports(cluster: BackgroundCluster) -> Iterable[tuple[str, GuestResult]]:
+    return cluster.result().guests.items()
 
 
 def test_a_region_that_does_not_fit(place: Place) -> None:
