@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shm.broker import Broker
-
 import shm
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.model import Channel, Region
 from hostd.cluster.plan import Plan, PlannedGuest
+from shm.broker import Broker
 
 PAGE = 4096
 

@@ -8,7 +8,7 @@ import time
 
 import psutil
 import pytest
-from conftest import Place, until
+from places import Place, until
 
 from hostd import Host
 from hostd.control.client import ControlError

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 
-from conftest import ROOT, Place, until
+from places import ROOT, Place, until
 
 CLUSTER = """
 [guest.a]

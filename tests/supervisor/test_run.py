@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, Place, until
+from places import ROOT, Place, until
 
 from hostd import Host
 from hostd.boot.errors import ImageError

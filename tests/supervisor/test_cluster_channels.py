@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 
 import pytest
-from conftest import Place, until
+from places import Place, until
 
 import shm
 from hostd import Host
