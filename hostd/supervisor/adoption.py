@@ -7,16 +7,22 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+import msgpack
 
 from hostd.control.framing import FrameError, FrameReader, Message, pack_frame
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import ENDED, FORKED, Fleet
+from hostd.supervisor.processes import Process, alive
 from hostd.supervisor.regions import is_writable
+from hostd.vmm import warm
 
 ANSWER_TIMEOUT = 5.0
+RETRY = 0.02
+CHILDREN_LIMIT = 1 << 20
 DESCRIPTOR_LIMIT = 253  # SCM_MAX_FD
 
 
@@ -32,23 +38,50 @@ class Survivor:
     """what it said while something else was asked"""
 
 
-def survivors(directory: ClusterDirectory, names: Iterable[str]) -> dict[str, Survivor]:
-    """Return those of the guests `names` that still run, by name."""
-    found = {}
-    for name in names:
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        link.settimeout(ANSWER_TIMEOUT)
-        frames = FrameReader()
+def meet_warm(directory: ClusterDirectory, process: Process | None) -> tuple[socket.socket | None, dict[str, int]]:
+    """Return a connection to the warm parent `process`, and its children; (None, {}) when there is none any more."""
+    deadline = time.monotonic() + ANSWER_TIMEOUT
+    while alive(process) and time.monotonic() < deadline:
         try:
-            link.connect(os.fspath(directory.socket(name)))
-            messages: list[Message] = []
-            while not messages:
-                messages = frames.feed(_received(link))
-        except (OSError, FrameError):
-            link.close()
+            link = warm.connect(str(directory.path))
+        except OSError:  # It has yet to notice that its supervisor died.
+            time.sleep(RETRY)
             continue
-        found[name] = Survivor(name, link, messages[0], frames, messages[1:])
+        link.settimeout(ANSWER_TIMEOUT)
+        try:
+            return link, msgpack.unpackb(link.recv(CHILDREN_LIMIT))["children"]
+        except (OSError, ValueError, KeyError):
+            link.close()
+    return None, {}
+
+
+def survivors(directory: ClusterDirectory, names: Iterable[str], children: Container[str]) -> dict[str, Survivor]:
+    """Return those of the guests `names` that still run, by name; those of `children` may have yet to listen."""
+    found = {}
+    deadline = time.monotonic() + ANSWER_TIMEOUT
+    for name in names:
+        survivor = _survivor(directory, name)
+        while survivor is None and name in children and time.monotonic() < deadline:
+            time.sleep(RETRY)
+            survivor = _survivor(directory, name)
+        if survivor is not None:
+            found[name] = survivor
     return found
+
+
+def _survivor(directory: ClusterDirectory, name: str) -> Survivor | None:
+    link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    link.settimeout(ANSWER_TIMEOUT)
+    frames = FrameReader()
+    messages: list[Message] = []
+    try:
+        link.connect(os.fspath(directory.socket(name)))
+        while not messages:
+            messages = frames.feed(_received(link))
+    except (OSError, FrameError):
+        link.close()
+        return None
+    return Survivor(name, link, messages[0], frames, messages[1:])
 
 
 def _received(link: socket.socket) -> bytes:
@@ -141,14 +174,10 @@ def restore(fleet: Fleet, found: dict[str, Survivor], journal: Iterable[dict[str
             fleet.settle(run)
 
 
-def count_children(fleet: Fleet, children: dict[str, int]) -> None:
-    """Compare what the warm parent says of its children with what is known."""
+def end_strays(fleet: Fleet, children: dict[str, int]) -> None:
+    """Kill the processes that the warm parent has and that have not shown themselves as guests."""
     for name, pid in children.items():
         run = fleet.runs.get(name)
-        if run is None or run.pid == pid:
-            continue
-        if run.pid is None and run.result is None:
-            fleet.on_warm({"started": name, "pid": pid})
-        else:
+        if run is None or run.pid != pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

@@ -86,13 +86,16 @@ class Supervisor:
         self.redirect_output()
         self.started_at = state["started_at"]
         self._cleanup, self._warm_process = state["cleanup"], state["warm"]
-        survivors = await asyncio.to_thread(adoption.survivors, self.directory, list(self.fleet.runs))
+        link, children = await asyncio.to_thread(adoption.meet_warm, self.directory, self._warm_process)
+        names = list(self.fleet.runs)
+        survivors = await asyncio.to_thread(adoption.survivors, self.directory, names, children)
         found = await asyncio.to_thread(adoption.descriptors, survivors, state)
         self.regions.adopt(found, state["bell_counts"])
         self._claimed = True
-        with contextlib.suppress(OSError):
-            self.fleet.warm = self._link(warm.connect(str(self.directory.path)))
+        if link is not None:
+            self.fleet.warm = self._link(link)
         adoption.restore(self.fleet, survivors, self.directory.journal())
+        adoption.end_strays(self.fleet, children)
         self._save()
         await self._serve()
         self.fleet.start()
@@ -113,13 +116,7 @@ class Supervisor:
         return self.fleet.warm
 
     def _link(self, link: socket.socket) -> WarmLink:
-        return WarmLink(link, self._on_warm, self.fleet.on_warm_end)
-
-    def _on_warm(self, message: dict[str, Any]) -> None:
-        if "children" in message:
-            adoption.count_children(self.fleet, message["children"])
-        else:
-            self.fleet.on_warm(message)
+        return WarmLink(link, self.fleet.on_warm, self.fleet.on_warm_end)
 
     async def _serve(self) -> None:
         hello = {"cluster": self.plan.cluster.name, "process": processes.identify(os.getpid())}

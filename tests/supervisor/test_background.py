@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 
 import psutil
 import pytest
-from places import Place, until
+from places import LIMIT, ROOT, Place, until
 
 from hostd import Host
 from hostd.control.client import ControlError
 from hostd.host import BackgroundCluster
+from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.errors import NoSuchClusterError, SupervisorError
 from hostd.supervisor.processes import identify
 
@@ -181,4 +184,20 @@ def test_slots_and_memory_of_a_running_guest(place: Place) -> None:
             cluster.guests["b"].slots()
         with pytest.raises(ControlError, match="has no guest 'c'; there are a, b"):
             cluster.call("slots", guest="c")
+        cluster.down()
+
+
+def test_a_supervisor_killed_while_it_starts_guests(place: Place) -> None:
+    file = place.file(CLUSTER)
+    command = [sys.executable, "-m", "hostd.cli", "up", str(file), "--set", "guest.b.count=30"]
+    up = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+    sockets = ClusterDirectory(file.stem).guests
+    until(lambda: sockets.exists() and len(list(sockets.glob("*.sock"))) >= 5)
+    supervisor = psutil.Process(up.pid).children()
+    os.kill(supervisor[0].pid, signal.SIGKILL)
+    assert up.wait(LIMIT) == 1
+    with Host() as host:
+        cluster = host.attach(file.stem)
+        until(lambda: set(states(cluster).values()) == {"running"})
+        assert len(states(cluster)) == 31
         cluster.down()
