@@ -40,12 +40,16 @@ ffibuilder.cdef(
     int nursery_serve(struct nursery *nursery);
     int nursery_born(struct nursery *nursery, const char *name);
     int nursery_reap(struct nursery *nursery, struct nursery_child *ended);
+
+    struct heap { uint32_t count; ...; };
+    int heap_freeze(struct heap *heap);
+    int heap_share(const struct heap *heap);
     """
 )
 ffibuilder.set_source(
     "hostd.vmm._calls",
-    '#include "guest_abi.h"\n#include "calls.h"\n#include "nursery.h"\n',
-    sources=[str(HERE / "calls.c"), str(HERE / "nursery.c")],
+    '#include "guest_abi.h"\n#include "calls.h"\n#include "nursery.h"\n#include "heap.h"\n',
+    sources=[str(HERE / "calls.c"), str(HERE / "nursery.c"), str(HERE / "heap.c")],
     include_dirs=[str(HERE), str(ROOT / "guestlib/include"), str(ROOT / "hostd/kvm")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],
 )

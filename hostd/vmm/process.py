@@ -19,6 +19,7 @@ from typing import Any
 
 from hostd.boot import ImageError
 from hostd.control.framing import FrameError, FrameReader, pack_frame
+from hostd.vmm import heap
 from hostd.vmm._calls import lib as calls
 from hostd.vmm.guest import Guest
 
@@ -27,6 +28,7 @@ HELLO = 1
 READ_LIMIT = 1 << 20
 STACK_SIZE = 256 << 10
 SEND_TIMEOUT = 5.0
+REST_MS = 50
 
 
 class GuestProcess:
@@ -50,6 +52,8 @@ class GuestProcess:
         self.frames = FrameReader()
         self.poll = select.poll()
         self.thread: threading.Thread | None = None
+        self.stirred = True
+        """whether the process has done something since it last shared its heap"""
         self.on_result: Callable[[], None] = lambda: None
 
     # --- the vCPU's thread -----------------------------------------------------------------------------------------
@@ -114,7 +118,11 @@ class GuestProcess:
             self.thread = threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True)
             self.thread.start()
         while not self.taken:
-            for descriptor, _ in self.poll.poll():
+            ready = self.poll.poll(REST_MS if self.stirred else None)
+            if not ready:
+                heap.share()
+            self.stirred = bool(ready)
+            for descriptor, _ in ready:
                 if descriptor == self.wake:
                     os.eventfd_read(self.wake)
                 elif descriptor == self.listener.fileno():

@@ -26,7 +26,7 @@ from typing import Any
 import msgpack
 import posix_ipc
 
-from hostd.vmm import process
+from hostd.vmm import heap, process
 from hostd.vmm._calls import ffi, lib
 from hostd.vmm.rehearsal import rehearse
 
@@ -216,6 +216,7 @@ def main() -> None:
     parent = WarmParent(link)
     gc.collect()
     gc.freeze()
+    heap.freeze()
     parent.serve()
 
 
