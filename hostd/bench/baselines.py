@@ -1,7 +1,7 @@
 """The baselines that stand beside a run's figures, taken in the same run on the same processors.
 
-Each is measured by host processes of its own, started for it and gone afterwards. `python -m hostd.bench.baselines --cpus
-0,1 NAME...` prints them as JSON. The loops are C (shm/src/loops.c).
+Each is measured by host processes of its own, started for it and gone afterwards. `python -m
+hostd.bench.baselines --cpus 0,1 NAME...` prints them as JSON. The loops are C (shm/src/loops.c).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class BaselineError(Exception):
 
 
 def beside(cpus: Sequence[int], child: Callable[[], object], parent: Callable[[], Any]) -> Any:
-    """Run `child` in a forked process on the last of `cpus` and `parent` here on the first; return what `parent` does."""
+    """Run `child` in a forked process on the last of `cpus` and `parent` here on the first; return `parent`'s value."""
     pid = os.fork()
     if pid == 0:
         status = 1
@@ -105,7 +105,7 @@ def host_stream(cpus: Sequence[int]) -> Figures:
             lambda: lib.loop_consume(ring, 1 << 20, MESSAGE, STREAM, target, 1 << 20),
             lambda: lib.loop_produce(ring, 1 << 20, MESSAGE, STREAM, source, 1 << 20),
         )
-        return STREAM / spent * 1e9
+        return float(STREAM / spent * 1e9)
 
     return {"host_stream_messages_per_s": statistics.median(once() for _ in range(TRIES))}
 
@@ -129,7 +129,11 @@ def python_pipe(cpus: Sequence[int]) -> Figures:
             theirs.send_bytes(theirs.recv_bytes())
 
     def ask() -> float:
-        return _median_round(lambda: (ours.send_bytes(b"x" * MESSAGE), ours.recv_bytes()))
+        def bounce() -> None:
+            ours.send_bytes(b"x" * MESSAGE)
+            ours.recv_bytes()
+
+        return _median_round(bounce)
 
     return {"python_pipe_rtt_ns_p50": beside(cpus, answer, ask)}
 
@@ -147,12 +151,17 @@ def python_channel(cpus: Sequence[int]) -> Figures:
 
         def ask() -> float:
             sender, receiver = region.sender("there"), region.receiver("back")
-            return _median_round(lambda: (sender.send(b"x" * MESSAGE), receiver.recv()))
+
+            def bounce() -> None:
+                sender.send(b"x" * MESSAGE)
+                receiver.recv()
+
+            return _median_round(bounce)
 
         return {"python_channel_rtt_ns_p50": beside(cpus, answer, ask)}
 
 
-def _median_round(bounce: Callable[[], object]) -> float:
+def _median_round(bounce: Callable[[], None]) -> float:
     rounds = []
     for _ in range(PYTHON_ROUNDS):
         start = time.perf_counter_ns()

@@ -195,7 +195,8 @@ def test_a_guest_that_cannot_start_says_why(cluster):
 
 def test_a_killed_guest_is_reported_by_its_parent(cluster):
     pid = cluster.start("one", FOREVER)
-    cluster.connect("one")
+    guest = cluster.connect("one")
+    assert guest.hello["pid"] == pid
     os.kill(pid, signal.SIGKILL)
     assert cluster.hear() == {"exited": "one", "pid": pid, "status": signal.SIGKILL}
 
