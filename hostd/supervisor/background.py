@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 from hostd.control.client import Client
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError
+from hostd.supervisor.processes import Process, alive, identify
 
 if TYPE_CHECKING:
     from hostd.cluster.model import Cluster
 
 ADOPTION_TIMEOUT = 15.0
+END_TIMEOUT = 20.0
 
 
 def start(cluster: Cluster) -> None:
@@ -67,18 +69,22 @@ def _launch(order: dict[str, Any]) -> None:
             )
         finally:
             os.close(ready_end)
+        child.communicate(json.dumps(order).encode())  # It forks the supervisor and ends.
+        supervisor = identify(int(answer.readline() or 0))
         try:
-            assert child.stdin is not None
-            child.stdin.write(json.dumps(order).encode())
-            child.stdin.close()
             said = json.loads(answer.read() or b'{"error": "the supervisor ended before it said anything"}')
         except BaseException:
-            child.send_signal(signal.SIGTERM)
-            child.wait()
+            if supervisor is not None:
+                os.kill(supervisor["pid"], signal.SIGTERM)
+                _await_end(supervisor)
             raise
     if "error" in said:
-        child.wait()
+        _await_end(supervisor)
         kind = ClusterRunningError if said.get("running") else SupervisorError
         raise kind(said["error"])
-    # It is not this process's to wait for.
-    child.returncode = 0
+
+
+def _await_end(supervisor: Process | None) -> None:
+    deadline = time.monotonic() + END_TIMEOUT
+    while alive(supervisor) and time.monotonic() < deadline:
+        time.sleep(0.01)

@@ -1,7 +1,7 @@
 """The process of a background cluster's supervisor: `python -m hostd.supervisor.detached FD` (see background.py).
 
-It reads from standard input what to start or adopt, and says on the descriptor FD, in one line of JSON, whether the
-cluster is up.
+It reads from standard input what to start or adopt, and says on the descriptor FD its process id, then, as JSON,
+whether the cluster is up.
 """
 
 from __future__ import annotations
@@ -33,6 +33,9 @@ def main() -> int:
     ready = int(sys.argv[1])
     os.set_inheritable(ready, False)
     order = json.load(sys.stdin)
+    if os.fork():
+        os._exit(0)  # So that init reaps the supervisor, not whoever asked for it.
+    os.write(ready, b"%d\n" % os.getpid())
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         asyncio.run(_supervise(order, ready))

@@ -13,7 +13,7 @@ import pytest
 from places import LIMIT, ROOT, Place, until
 
 from hostd import Host
-from hostd.control.client import ControlError
+from hostd.control.client import Client, ControlError
 from hostd.host import BackgroundCluster
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.errors import NoSuchClusterError, SupervisorError
@@ -193,8 +193,8 @@ def test_a_supervisor_killed_while_it_starts_guests(place: Place) -> None:
     up = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     sockets = ClusterDirectory(file.stem).guests
     until(lambda: sockets.exists() and len(list(sockets.glob("*.sock"))) >= 5)
-    supervisor = psutil.Process(up.pid).children()
-    os.kill(supervisor[0].pid, signal.SIGKILL)
+    with Client(ClusterDirectory(file.stem).control) as client:
+        os.kill(client.hello["process"]["pid"], signal.SIGKILL)
     assert up.wait(LIMIT) == 1
     with Host() as host:
         cluster = host.attach(file.stem)

@@ -250,4 +250,4 @@ def test_a_full_disk_is_one_sentence(place: Place) -> None:
         (place.folder / "fill").unlink()
         assert place.leftovers() == []
     finally:
-        subprocess.run(["umount", place.folder], check=True)
+        subprocess.run(["umount", "--lazy", place.folder], check=True)
