@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from hostd.supervisor.processes import proportional_size
+from hostd.vmm.memory_group import MemoryGroup
 
 SLOPE_GUESTS = 10
 """fewer guests than that drown in what else the host does"""
@@ -16,6 +17,10 @@ SLOPE = (
     "least-squares slope of the host's MemAvailable over the number of guest processes alive, sampled at "
     "each guest's first message: process and kernel side together"
 )
+GROUP = (
+    "least-squares slope of the memory that the kernel counts to the guests' control group over the number of guest "
+    "processes alive, sampled at each guest's first message: process and kernel side together, shared pages left out"
+)
 SIZES = "mean PSS of guest processes (/proc/PID/smaps_rollup); the kernel's side is not in it"
 
 
@@ -24,6 +29,8 @@ class Figures:
 
     def __init__(self, total: int) -> None:
         self._total = total
+        self.group: MemoryGroup | None = None
+        """counts what the guests use, where there is one"""
         self._samples: list[tuple[int, int]] = []
         self._sizes: list[int] = []
         self._meminfo = os.open("/proc/meminfo", os.O_RDONLY | os.O_CLOEXEC)
@@ -43,7 +50,8 @@ class Figures:
         """Note that a guest runs, with `alive` guest processes there; tell whether it is time to `size` some."""
         self._last = now
         self.started += 1
-        self._samples.append((alive, self._available()))
+        used = -self._available() if self.group is None else self.group.usage()
+        self._samples.append((alive, used))
         # Late, when they share as much as they will, but before the last one, who may end the wait of all others.
         return self.started == max(1, self._total * 9 // 10)
 
@@ -61,8 +69,8 @@ class Figures:
         mean = round(sum(self._sizes) / len(self._sizes)) if self._sizes else None
         slope = _slope(self._samples) if len(self._samples) >= SLOPE_GUESTS else None
         return {
-            "per_guest_bytes": mean if slope is None else round(-slope),
-            "how": SIZES if slope is None else SLOPE,
+            "per_guest_bytes": mean if slope is None else round(slope),
+            "how": SIZES if slope is None else SLOPE if self.group is None else GROUP,
             "samples": len(self._sizes) if slope is None else len(self._samples),
             "pss_bytes_mean": mean,
         }

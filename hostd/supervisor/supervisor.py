@@ -23,6 +23,7 @@ from hostd.supervisor.link import WarmLink
 from hostd.supervisor.regions import Regions
 from hostd.supervisor.service import Service
 from hostd.vmm import warm
+from hostd.vmm.memory_group import MemoryGroup, remove_groups
 
 QUIT_TIMEOUT = 5.0
 
@@ -68,7 +69,10 @@ class Supervisor:
         self._claimed = True
         if not self.foreground:
             self.redirect_output()
-        self._cleanup = [*self.regions.cleanup(), str(self.directory.path)]
+        group = MemoryGroup.make(f"{self.plan.cluster.name}.{os.getpid()}")
+        self.fleet.figures.group = group
+        leftovers = [group.leftover] if group is not None else []
+        self._cleanup = [*self.regions.cleanup(), *leftovers, str(self.directory.path)]
         self._save()
         # Before anything is made that would outlive a kill -9: it is who would remove it.
         self._spawn_warm()
@@ -110,6 +114,8 @@ class Supervisor:
     def _spawn_warm(self) -> WarmLink:
         link, child = warm.spawn(str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup)
         self._warm_child, self._warm_process = child, processes.identify(child.pid)
+        if self.fleet.figures.group is not None:
+            self.fleet.figures.group.add(child.pid)
         # Known to the fleet at once, so that `close` lets it go even if saving fails.
         self.fleet.warm = self._link(link)
         self._save()
@@ -165,6 +171,7 @@ class Supervisor:
                 time.sleep(0.01)
             processes.end(self._warm_process)
         self.regions.close()
+        remove_groups(self._cleanup)
         if self._claimed:
             shm.sweep([item for item in self._cleanup if item != str(self.directory.path)])
             self.directory.remove()

@@ -28,6 +28,7 @@ import posix_ipc
 
 from hostd.vmm import heap, process
 from hostd.vmm._calls import ffi, lib
+from hostd.vmm.memory_group import remove_groups
 from hostd.vmm.rehearsal import rehearse
 
 MESSAGE_LIMIT = 1 << 20
@@ -198,6 +199,7 @@ class WarmParent:
         for pid in pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+        remove_groups(self.cleanup)
         for item in self.cleanup:
             if item.startswith("shm:"):
                 with contextlib.suppress(posix_ipc.Error):

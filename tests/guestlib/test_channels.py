@@ -169,9 +169,11 @@ def test_broadcast_readers_get_all_or_learn_what_they_lost(party: Party) -> None
             return 0;
         }
         """.replace("&i, 8 + i % 100", "((uint64_t[32]){i}), 8 + i % 100"),
-        [end("c", "send", kind="broadcast", size=8192, max_message=256), end("start", "join", kind="barrier",
-         offset=1 << 20, bell=2, lanes=3)],
-    )  # fmt: skip
+        [
+            end("c", "send", kind="broadcast", size=8192, max_message=256),
+            end("start", "join", kind="barrier", offset=1 << 20, bell=2, lanes=3),
+        ],
+    )
     readers = [
         Member(
             f"reader{number}",
@@ -199,7 +201,7 @@ def test_broadcast_readers_get_all_or_learn_what_they_lost(party: Party) -> None
                 end("c", "receive", kind="broadcast", size=8192, max_message=256),
                 end("start", "join", kind="barrier", offset=1 << 20, bell=2, lanes=3, lane=number),
             ],
-        )  # fmt: skip
+        )
         for number in (1, 2)
     ]
     party.run(writer, *readers)
