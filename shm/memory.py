@@ -35,10 +35,12 @@ def make(name: str, backing: Backing, size: int, reserve: int) -> int:
         fd = _file(name, backing)
     else:
         raise ShmError(f"region {name}: backing {backing!r} is not 'shm', 'hugetlb' or a path")
+    if backing == "hugetlb":
+        reserve = size
     try:
         _check_room(name, backing, fd, size)
         os.ftruncate(fd, size)
-        os.posix_fallocate(fd, 0, size if backing == "hugetlb" else reserve)
+        os.posix_fallocate(fd, 0, reserve)
     except (OSError, ShmError) as error:
         remove(name, backing)
         os.close(fd)

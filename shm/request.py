@@ -11,6 +11,8 @@ from shm.errors import ChannelFull, ChannelTimeout, PeerGone, RingError, ShmErro
 from shm.receiver import Receiver
 from shm.sender import Sender
 
+OVERHEAD = 32  # bytes of an answer beside its text, at most
+
 
 class RequestFailed(ShmError):
     """The other side answered that it could not; the text is its reason."""
@@ -88,6 +90,8 @@ class Replier:
     @staticmethod
     def _refuse(sender: Sender, number: int, error: Exception) -> None:
         try:
-            sender.send_object([number, False, f"no answer could be sent: {error}"[:256]], timeout=1.0)
+            room = max(0, sender.info.max_message - OVERHEAD)
+            text = f"no answer could be sent: {error}".encode()[:room].decode(errors="ignore")
+            sender.send_object([number, False, text], timeout=1.0)
         except (ShmError, ChannelTimeout):
             return
