@@ -8,16 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 EXAMPLES = Path(__file__).resolve().parent
 HOSTD = str(Path(sys.executable).with_name("hostd"))
-out = Console(highlight=False)
 
 
 def hostd(*arguments: str) -> None:
     """Run a hostd command with its output shown; end the demo if it fails."""
-    out.print(f"\n[bold]$ hostd {' '.join(arguments)}[/bold]")
+    print(f"\n$ hostd {' '.join(arguments)}", flush=True)
     code = subprocess.run([HOSTD, *arguments], cwd=EXAMPLES.parent, check=False).returncode
     if code:
         sys.exit(code)
@@ -25,12 +22,12 @@ def hostd(*arguments: str) -> None:
 
 def hostd_json(*arguments: str) -> Any:
     """Run a hostd command with --json and return what it printed."""
-    out.print(f"\n[bold]$ hostd {' '.join(arguments)} --json[/bold]")
+    print(f"\n$ hostd {' '.join(arguments)} --json", flush=True)
     done = subprocess.run(
         [HOSTD, *arguments, "--json"], cwd=EXAMPLES.parent, capture_output=True, text=True, check=False
     )
     if done.returncode:
-        out.print(done.stderr or done.stdout)
+        print(done.stderr or done.stdout)
         sys.exit(done.returncode)
     return json.loads(done.stdout)
 
@@ -40,7 +37,7 @@ def wordcount() -> None:
     run = hostd_json("run", "examples/wordcount.toml")
     total = run["guests"]["total"]["reports"]
     shares = [guest["reports"]["count_ns"] / 1e6 for name, guest in run["guests"].items() if name != "total"]
-    out.print(
+    print(
         f'{total["words"]} words, {total["distinct"]} different, most often "{total["top_1"]}" ({total["num_1"]}); '
         f"{run['check']['sentence']}\n"
         f"{len(shares)} guests mapped the book read-only and took {min(shares):.1f} to {max(shares):.1f} ms each for "
@@ -53,7 +50,7 @@ def pingpong() -> None:
     run = hostd_json("run", "examples/pingpong.toml")
     guests = run["guests"]["ping"]["reports"]["rtt_ns_p50"]
     limit = run["baseline"]["host_rtt_ns_p50"]
-    out.print(
+    print(
         f"64-byte message, guest to guest and back: median {guests} ns; one cache line between two host processes and "
         f"back: {limit:.0f} ns; ratio {guests / limit:.2f}"
     )
@@ -65,7 +62,7 @@ def slots() -> None:
     try:
         hostd("ps")
         hostd("slots", "hello-3")
-        out.print("image rows: resident pages are the file's, shared by all; what a guest wrote became private to it.")
+        print("image rows: their pages are the file's, shared by all; what a guest wrote is private to it")
     finally:
         hostd("down", "many")
 

@@ -302,7 +302,7 @@ int channel_send_slowly(struct channel *channel, const void *data, size_t size, 
 static inline int spin_for_message(struct ring *ring, const void **payload, uint32_t *size) {
     int result;
     for (unsigned i = 0; (result = ring_peek(ring, payload, size)) == SHM_EMPTY && i < LOOKS; i++)
-        shm_pause();
+        ring_spin(ring);
     return result;
 }
 

@@ -38,7 +38,7 @@ static inline int64_t receive(struct ring *ring, void *data, uint32_t room) {
     int bell;
     int64_t result;
     while ((result = ring_receive(ring, data, room, &bell)) == SHM_EMPTY)
-        shm_pause();
+        ring_spin(ring);
     return result;
 }
 

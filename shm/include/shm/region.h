@@ -112,6 +112,15 @@ static inline void shm_pause(void) {
 #endif
 }
 
+/* Asks for a line that is about to be written, so that the write needs no wait; nothing happens if it can't be had. */
+static inline void shm_prefetch_write(const void *line) {
+#if defined(__x86_64__)
+    __asm__ volatile("prefetchw %0" : : "m"(*(const char *)line));
+#else
+    __builtin_prefetch(line, 1);
+#endif
+}
+
 /*
  * The sleep protocol, both halves. A waiter: shm_sleep_begin, a HEAVY BARRIER (on the host: membarrier; in a unikernel: a
  * call that makes the VMM do it), look again, sleep on the bell. A ringer: publish, then shm_must_ring. The heavy barrier
