@@ -85,6 +85,7 @@ int channel_open(struct channel *channel, const char *name) {
 
 void channel_spin(struct channel *channel, uint64_t ns) {
     channel->spin_ticks = ns == CHANNEL_SPIN_ALWAYS ? UINT64_MAX : guest_ns_to_ticks(ns);
+    channel->looks = ns ? LOOKS : 0;
 }
 
 static void ring_for(uint32_t bell) {
@@ -298,23 +299,10 @@ int channel_send_slowly(struct channel *channel, const void *data, size_t size, 
 
 /* ---- receiving --------------------------------------------------------------------------------------------------------- */
 
-/* The shortest way to a message that is about to come. */
-static inline int spin_for_message(struct ring *ring, const void **payload, uint32_t *size) {
-    int result;
-    for (unsigned i = 0; (result = ring_peek(ring, payload, size)) == SHM_EMPTY && i < LOOKS; i++)
-        ring_spin(ring);
-    return result;
-}
-
 int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns) {
     uint32_t kind = channel->end->kind, size;
     if (!is_receiver(channel) || kind == SHM_BROADCAST || kind == SHM_BARRIER)
         return CHANNEL_ROLE;
-    if (kind == SHM_SPSC && channel->spin_ticks) {
-        int result = spin_for_message(&channel->ring, payload, &size);
-        if (result != SHM_EMPTY)
-            return result ? result : (int64_t)size;
-    }
     for (;;) {
         int result = kind == SHM_MPSC ? mpsc_peek(&channel->mpsc, payload, &size) : ring_peek(&channel->ring, payload, &size);
         if (result != SHM_EMPTY)
