@@ -37,13 +37,13 @@ static void report_percentile(const char *name, const uint32_t *sorted, size_t c
     report(name, guest_ticks_to_ns(sorted[(count - 1) * per_mille / 1000]));
 }
 
-/* One round trip: the answer carries the number that was sent. */
+/* One round trip: the answer carries the number that was sent, in its last bytes. */
 static void bounce(size_t size, uint64_t number) {
-    memcpy(message, &number, sizeof number);
+    memcpy(message + size - sizeof number, &number, sizeof number);
     channel_must(&to, channel_send(&to, message, size, GUEST_NO_LIMIT));
     channel_must(&from, channel_receive(&from, message, sizeof message, GUEST_NO_LIMIT));
     uint64_t answer;
-    memcpy(&answer, message, sizeof answer);
+    memcpy(&answer, message + size - sizeof answer, sizeof answer);
     if (answer != number)
         guest_fail("sent message %lu, got %lu back", number, answer);
 }
