@@ -321,11 +321,17 @@ void channel_release(struct channel *channel) {
 }
 
 static int64_t receive_broadcast(struct channel *channel, void *data, size_t room, uint64_t limit_ns) {
+    uint64_t start = 0;
     for (;;) {
         int64_t size = broadcast_receive(&channel->broadcast, data, room);
         if (size != SHM_EMPTY)
             return size;
-        int failed = wait_one(channel, 0, 0, limit_ns);
+        /* A writer that laps for ever looks as if there were something, again and again. */
+        uint64_t now = limit_ns == GUEST_NO_LIMIT ? 0 : guest_now_ns();
+        start = start ? start : now;
+        if (now - start > limit_ns)
+            return CHANNEL_TIMEOUT;
+        int failed = wait_one(channel, 0, 0, limit_ns - (now - start));
         if (failed)
             return failed;
     }
@@ -352,9 +358,12 @@ uint64_t channel_lost(const struct channel *channel) {
 int channel_join(struct channel *channel, uint64_t limit_ns) {
     if (channel->end->kind != SHM_BARRIER)
         return CHANNEL_ROLE;
-    if (barrier_arrive(&channel->barrier))
+    /* After a time limit, the same meeting again: this party has arrived there already. */
+    if (!channel->joining && barrier_arrive(&channel->barrier))
         ring_for(channel->end->data_bell);
-    return wait_one(channel, 0, 0, limit_ns);
+    int result = wait_one(channel, 0, 0, limit_ns);
+    channel->joining = result == CHANNEL_TIMEOUT;
+    return result;
 }
 
 int channel_select(struct channel *const *channels, size_t count, uint64_t limit_ns) {

@@ -34,14 +34,27 @@ static int wants_start(int link) {
     return size == (ssize_t)sizeof head && memcmp(head, START, sizeof head) == 0;
 }
 
+/* The start of the request at the head of the link: it holds the guest's name, so no two are the same. */
+struct request {
+    char head[512];
+    ssize_t size;
+};
+
+static struct request look(int link) {
+    struct request request;
+    request.size = recv(link, request.head, sizeof request.head, MSG_PEEK | MSG_DONTWAIT);
+    return request;
+}
+
 /* A child that died before it read its request would leave it there for ever. */
-static void drop_request(int link) {
+static void drop_request(int link, const struct request *request) {
     char byte;
-    if (wants_start(link))
+    struct request now = look(link);
+    if (now.size > 0 && now.size == request->size && memcmp(now.head, request->head, (size_t)now.size) == 0)
         (void)!recv(link, &byte, 1, MSG_DONTWAIT); /* Descriptors that don't fit are closed by the kernel. */
 }
 
-static int remember(struct nursery *nursery, pid_t pid, int born) {
+static int remember(struct nursery *nursery, pid_t pid, int born, const struct request *request) {
     if (nursery->count == nursery->room) {
         uint32_t room = nursery->room ? 2 * nursery->room : 64;
         struct nursery_child *children = realloc(nursery->children, room * sizeof *children);
@@ -58,13 +71,14 @@ static int remember(struct nursery *nursery, pid_t pid, int born) {
         size = read(born, child->name, sizeof child->name - 1);
     while (size < 0 && errno == EINTR);
     if (size <= 0)
-        drop_request(nursery->link);
+        drop_request(nursery->link, request);
     return 0;
 }
 
 /* Returns 1 in the child, 0 in the parent, or -errno. */
 static int bear(struct nursery *nursery) {
     int born[2];
+    struct request request = look(nursery->link);
     if (pipe2(born, O_CLOEXEC) != 0)
         return -errno;
     pid_t pid = fork();
@@ -80,7 +94,7 @@ static int bear(struct nursery *nursery) {
     }
     int error = errno;
     close(born[1]);
-    int result = pid < 0 ? -error : remember(nursery, pid, born[0]);
+    int result = pid < 0 ? -error : remember(nursery, pid, born[0], &request);
     close(born[0]);
     return result;
 }
