@@ -99,11 +99,11 @@ def host_stream(cpus: Sequence[int]) -> Figures:
     """64-byte messages from one process to another over a ring, as fast as it goes. Messages a second."""
 
     def once() -> float:
-        ring, source, target = _shared(lib.loop_ring_bytes(1 << 20)), _shared(1 << 20), _shared(1 << 20)
+        ring, source, target = _shared(lib.loop_ring_bytes(RING)), _shared(1 << 20), _shared(1 << 20)
         spent = beside(
             cpus,
-            lambda: lib.loop_consume(ring, 1 << 20, MESSAGE, STREAM, target, 1 << 20),
-            lambda: lib.loop_produce(ring, 1 << 20, MESSAGE, STREAM, source, 1 << 20),
+            lambda: lib.loop_consume(ring, RING, MESSAGE, STREAM, target, 1 << 20),
+            lambda: lib.loop_produce(ring, RING, MESSAGE, STREAM, source, 1 << 20),
         )
         return float(STREAM / spent * 1e9)
 

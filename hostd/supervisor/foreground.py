@@ -75,6 +75,7 @@ def _signals_raise() -> Iterator[None]:
 
 
 async def _run(plan: Plan, images: dict[str, Image], watch: Watch | None) -> dict[str, Any]:
+    before = await _baselines(plan)
     supervisor = Supervisor(plan, images, foreground=True)
     received: list[int] = []
     _catch_signals(supervisor, received)
@@ -89,7 +90,7 @@ async def _run(plan: Plan, images: dict[str, Image], watch: Watch | None) -> dic
         await _until(supervisor, supervisor.fleet.wait_finished())
         if supervisor.finish.is_set():
             raise InterruptedRunError(plan.cluster.name, received[0] if received else None)
-        return await _conclude(supervisor)
+        return await _conclude(supervisor, before)
     finally:
         if watcher is not None:
             watcher.cancel()
@@ -121,15 +122,24 @@ async def _until(supervisor: Supervisor, work: Awaitable[None]) -> None:
             task.cancel()
 
 
-async def _conclude(supervisor: Supervisor) -> dict[str, Any]:
-    """Measure the baselines on the guests' processors and let the file's check judge."""
+async def _baselines(plan: Plan) -> dict[str, float]:
+    """Measure the file's baselines on the guests' processors. Raises SupervisorError."""
+    if not plan.cluster.baselines:
+        return {}
+    try:
+        return await asyncio.to_thread(baselines.run, plan.cluster.baselines, _processors(plan))
+    except baselines.BaselineError as error:
+        raise SupervisorError(f"baselines: {error}") from None
+
+
+async def _conclude(supervisor: Supervisor, before: dict[str, float]) -> dict[str, Any]:
+    """Measure the baselines once more and let the file's check judge.
+
+    A figure is the mean of before and after the guests' run, as the host's speed may change meanwhile.
+    """
     cluster, result = supervisor.plan.cluster, supervisor.result()
-    if cluster.baselines:
-        try:
-            cpus = _processors(supervisor.plan)
-            result["baseline"] = await asyncio.to_thread(baselines.run, cluster.baselines, cpus)
-        except baselines.BaselineError as error:
-            result |= {"ok": False, "exit_code": 1, "baseline": {"error": str(error)}}
+    after = await _baselines(supervisor.plan)
+    result["baseline"] = {name: (value + after[name]) / 2 for name, value in before.items()}
     if cluster.check and result["ok"]:
         result["check"] = await asyncio.to_thread(_check, cluster, result)
         if not result["check"]["ok"]:
