@@ -13,7 +13,7 @@ RUNTIME = HERE / "runtime"
 INCLUDES = (HERE / "include", HERE.parent / "shm" / "include")
 
 COMPILE = (
-    "-std=gnu11 -O2 -g -Wall -Wextra -ffreestanding -fbuiltin -fno-tree-loop-distribute-patterns -fno-pic -no-pie "
+    "-std=gnu11 -O3 -g -Wall -Wextra -ffreestanding -fbuiltin -fno-tree-loop-distribute-patterns -fno-pic -no-pie "
     "-fno-stack-protector -fno-asynchronous-unwind-tables -fno-strict-aliasing -fno-delete-null-pointer-checks"
 ).split()
 # A unikernel runs on the machine that builds it, and its FPU state is set up for AVX.
