@@ -48,13 +48,7 @@ class Regions:
             if region.raw:
                 self._open_file(region)
             else:
-                self._made[region.name] = shm.Region.create(
-                    self._full_name(region.name),
-                    size=region.size,
-                    channels=self._specs(region.name),
-                    backing=region.backing,
-                    serve=False,
-                )
+                self._make(region)
         self._serve()
 
     def adopt(self, found: Mapping[str, tuple[int, Mapping[int, int]]], counts: Mapping[str, int]) -> None:
@@ -75,13 +69,7 @@ class Regions:
                 )
             else:
                 shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
-                self._made[region.name] = shm.Region.create(
-                    self._full_name(region.name),
-                    size=region.size,
-                    channels=self._specs(region.name),
-                    backing=region.backing,
-                    serve=False,
-                )
+                self._make(region)
         self._serve()
 
     def close(self) -> None:
@@ -95,6 +83,15 @@ class Regions:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
+
+    def _make(self, region: Region) -> None:
+        self._made[region.name] = shm.Region.create(
+            self._full_name(region.name),
+            size=region.size,
+            channels=self._specs(region.name),
+            backing=region.backing,
+            serve=False,
+        )
 
     def _full_name(self, region: str) -> str:
         return f"{self._cluster}/{region}"
