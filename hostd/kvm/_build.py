@@ -89,6 +89,13 @@ STRUCTURES = """
     struct kvm_irqfd { uint32_t fd, gsi, flags, resamplefd; ...; };
     struct kvm_ioeventfd { uint64_t datamatch, addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
     struct kvm_msi { uint32_t address_lo, address_hi, data, flags, devid; ...; };
+    struct kvm_irq_routing_irqchip { uint32_t irqchip, pin; };
+    struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data, devid; };
+    struct kvm_irq_routing_entry {
+        uint32_t gsi, type, flags, pad;
+        union { struct kvm_irq_routing_irqchip irqchip; struct kvm_irq_routing_msi msi; uint64_t pad[4]; } u;
+    };
+    struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; };
     struct kvm_enable_cap { uint32_t cap, flags; unsigned long long args[4]; ...; };
     struct kvm_pit_config { uint32_t flags; ...; };
     struct kvm_guest_debug { uint32_t control; ...; };
@@ -102,6 +109,11 @@ FLAGS = [
     "KVM_IOEVENTFD_FLAG_DEASSIGN",
     "KVM_IRQFD_FLAG_DEASSIGN",
     "KVM_IRQFD_FLAG_RESAMPLE",
+    "KVM_IRQ_ROUTING_IRQCHIP",
+    "KVM_IRQ_ROUTING_MSI",
+    "KVM_IRQCHIP_PIC_MASTER",
+    "KVM_IRQCHIP_PIC_SLAVE",
+    "KVM_IRQCHIP_IOAPIC",
     "KVM_GUESTDBG_ENABLE",
     "KVM_GUESTDBG_SINGLESTEP",
     "KVM_INTERNAL_ERROR_EMULATION",

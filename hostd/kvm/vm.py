@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from hostd.kvm.call import call, call_with, ffi, lib
 from hostd.kvm.capabilities import number
 from hostd.kvm.stats import read_stats
 from hostd.kvm.vcpu import Vcpu
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 IDENTITY_MAP = 0xFFFB_C000  # one page, then three for the TSS: below the BIOS area, inside the MMIO hole
 TSS = IDENTITY_MAP + 0x1000
+IOAPIC_PINS = 24
 
 
 class Vm:
@@ -98,6 +103,27 @@ class Vm:
         msi = ffi.new("struct kvm_msi *", {"address_lo": low, "address_hi": high, "data": data})
         return call_with(self.fd, "KVM_SIGNAL_MSI", msi, {"address": address, "data": data}) > 0
 
+    def set_gsi_routing(self, messages: Mapping[int, tuple[int, int]]) -> None:
+        """Say what each interrupt line (GSI) that an irqfd may raise stands for; needs the whole irqchip.
+
+        `messages` gives the address and data of message-signalled interrupts by GSI, 24 and up; the lines below are the
+        pins of the PICs and the IOAPIC, as KVM has them from the start. Replaces what was said before. Raises KvmError.
+        """
+        pins = [(gsi, *pin) for gsi in range(IOAPIC_PINS) for pin in _pins(gsi)]
+        count = len(pins) + len(messages)
+        routing = ffi.new("struct kvm_irq_routing *", {"nr": count, "entries": count})
+        entries = iter(routing.entries[0:count])
+        for gsi, chip, pin in pins:
+            entry = next(entries)
+            entry.gsi, entry.type = gsi, lib.KVM_IRQ_ROUTING_IRQCHIP
+            entry.u.irqchip.irqchip, entry.u.irqchip.pin = chip, pin
+        for gsi, (address, data) in messages.items():
+            entry = next(entries)
+            entry.gsi, entry.type = gsi, lib.KVM_IRQ_ROUTING_MSI
+            entry.u.msi.address_lo, entry.u.msi.address_hi = address & 0xFFFF_FFFF, address >> 32
+            entry.u.msi.data = data
+        call_with(self.fd, "KVM_SET_GSI_ROUTING", routing, {"messages": len(messages)})
+
     # --- eventfds -------------------------------------------------------------------------------------------
 
     def ioeventfd(
@@ -142,3 +168,13 @@ class Vm:
             return read_stats(fd)
         finally:
             os.close(fd)
+
+
+def _pins(gsi: int) -> list[tuple[int, int]]:
+    """Return where a line below 24 leads: to a PIC (0 to 15) and to the IOAPIC, as chip and pin."""
+    pins = [(lib.KVM_IRQCHIP_IOAPIC, gsi)]
+    if gsi < 8:
+        pins.append((lib.KVM_IRQCHIP_PIC_MASTER, gsi))
+    elif gsi < 16:
+        pins.append((lib.KVM_IRQCHIP_PIC_SLAVE, gsi - 8))
+    return pins

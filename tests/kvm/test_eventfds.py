@@ -109,3 +109,16 @@ def test_irqfd_needs_an_irqchip(machine: Machine, bell: int) -> None:
 def test_halt_comes_up_without_irqchip(machine: Machine) -> None:
     machine.real_mode(HLT)
     assert machine.vcpu.run() == Hlt()
+
+
+def test_routing_sends_an_irqfd_as_a_message(system: System, bell: int) -> None:
+    machine = build(system, irqchip=True)
+    try:
+        machine.vm.set_gsi_routing({24: (0xFEE0_0000, 0x31), 30: (0xFEE0_1000, 0x32)})
+        machine.vm.irqfd(bell, 24)
+        machine.vm.irqfd(bell, 24, deassign=True)
+        machine.vm.set_gsi_routing({})
+        with pytest.raises(KvmError, match="messages 5000"):
+            machine.vm.set_gsi_routing({24 + number: (0xFEE0_0000, number & 255) for number in range(5000)})
+    finally:
+        machine.close()
