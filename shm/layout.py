@@ -29,6 +29,7 @@ class ChannelSpec:
 
     `max_message` bytes: what the ring can carry, unless told. `lanes`: senders of an mpsc, parties of a barrier.
     `always_ring`: readers of this broadcast map it read-only and can't say that they sleep; every message rings.
+    `fenced`: an end is where no host's barrier reaches (in a Linux guest); whoever rings fences first.
     """
 
     name: str
@@ -37,6 +38,7 @@ class ChannelSpec:
     max_message: int | None = None
     lanes: int = 1
     always_ring: bool = False
+    fenced: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,7 @@ def _channel(spec: ChannelSpec, offset: int, bell: int, fenced: bool) -> Channel
     most = {"mpsc": lib.MPSC_MAX_LANES, "barrier": lib.BARRIER_MAX_PARTIES}.get(spec.kind, 1)
     if not 1 <= spec.lanes <= most:
         raise ShmError(f"{where}: lanes {spec.lanes} is not between 1 and {most}, for kind {spec.kind!r}")
-    flags = (lib.SHM_FENCED if fenced else 0) | (lib.SHM_ALWAYS_RING if spec.always_ring else 0)
+    flags = (lib.SHM_FENCED if fenced or spec.fenced else 0) | (lib.SHM_ALWAYS_RING if spec.always_ring else 0)
     # Only rings that can be full have somebody waiting for room.
     space = bell + 1 if spec.kind in ("spsc", "mpsc") else bell
     info = ChannelInfo(spec.name, spec.kind, offset, 0, size, max_message, spec.lanes, flags, bell, space)
@@ -115,7 +117,14 @@ def _channel(spec: ChannelSpec, offset: int, bell: int, fenced: bool) -> Channel
     return ChannelInfo(**{**info.as_dict(), "span": span})
 
 
-def lay_out(channels: Iterable[ChannelSpec], data_size: int, *, page: int = PAGE, fenced: bool = False) -> Layout:
+def lay_out(
+    channels: Iterable[ChannelSpec],
+    data_size: int,
+    *,
+    page: int = PAGE,
+    fenced: bool = False,
+    spare_bells: int = 0,
+) -> Layout:
     """Return the layout of a region with `data_size` bytes behind its channels. Raises ShmError."""
     specs = list(channels)
     if data_size < 0:
@@ -131,7 +140,7 @@ def lay_out(channels: Iterable[ChannelSpec], data_size: int, *, page: int = PAGE
         infos.append(_channel(spec, offset, bell, fenced))
         offset += infos[-1].span
         bell = infos[-1].space_bell + 1
-    return Layout(tuple(infos), offset, round_up(offset + data_size, page), bell)
+    return Layout(tuple(infos), offset, round_up(offset + data_size, page), bell + spare_bells)
 
 
 def write(memory: Any, name: str, layout: Layout) -> None:

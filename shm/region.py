@@ -91,15 +91,18 @@ class Region:
         channels: Iterable[ChannelSpec] = (),
         backing: memory.Backing = "shm",
         serve: bool = True,
+        spare_bells: int = 0,
     ) -> Region:
         """Make a region with `size` bytes of data behind its channels; closing it removes it.
 
         `backing`: "shm" (POSIX shared memory), "hugetlb" (2 MiB pages), or a file's path. `serve`: let other processes
-        join it by name, from a thread. Header and channels are reserved now, data as it is touched. Raises ShmError.
+        join it by name, from a thread. `spare_bells`: so many more bells, behind the channels', for the owner's use.
+        Header and channels are reserved now, data as it is touched. Raises ShmError.
         """
         naming.flat_name(name)
         fenced = lib.end_register() != 0  # No heavy barrier on this kernel: whoever rings has to fence.
-        parts = layout.lay_out(channels, size, page=memory.page_size(backing), fenced=fenced)
+        page = memory.page_size(backing)
+        parts = layout.lay_out(channels, size, page=page, fenced=fenced, spare_bells=spare_bells)
         fd = memory.make(name, backing, parts.size, parts.data_offset)
         bells: list[int] = []
         try:

@@ -16,9 +16,19 @@ from pydantic import ValidationError
 from hostd.cluster import model
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.overrides import apply_overrides
-from hostd.cluster.schema import FileTable, GuestTable, RegionTable, known_keys
+from hostd.cluster.schema import (
+    LINUX_KEYS,
+    UNIKERNEL_KEYS,
+    DiskTable,
+    FileTable,
+    GuestTable,
+    RegionTable,
+    RootTable,
+    known_keys,
+)
 
 FILE_LIMIT = 4 << 20
+UNIKERNEL_MEMORY, LINUX_MEMORY = 16 << 20, 256 << 20
 NAME_RULE = "small letters, digits, - and _, starting with a letter or digit, at most 40"
 
 
@@ -147,7 +157,7 @@ def _guest(folder: Path, name: str, table: GuestTable) -> model.Guest:
         name=name,
         sources=tuple((folder / source).resolve() for source in table.program or ()),
         image=None if table.image is None else (folder / table.image).resolve(),
-        memory=table.memory,
+        memory=table.memory or (LINUX_MEMORY if table.kernel else UNIKERNEL_MEMORY),
         args=tuple(table.args),
         env=table.env,
         count=table.count,
@@ -159,7 +169,52 @@ def _guest(folder: Path, name: str, table: GuestTable) -> model.Guest:
         options={key: getattr(table, key) for key in ("lock", "prefault", "mergeable", "thp", "hugetlb")},
         slots=tuple(slots),
         log_limit=table.log_limit,
+        linux=_linux(folder, name, table),
     )
+
+
+def _linux(folder: Path, name: str, table: GuestTable) -> model.Linux | None:
+    """Return what the keys of a Linux guest say; None for a unikernel guest. Refuses the one's keys in the other."""
+    given = table.model_fields_set
+    for key in LINUX_KEYS if table.kernel is None else UNIKERNEL_KEYS:
+        if key in given and not (key == "vcpus" and table.vcpus == 1):
+            kind, wanted = (
+                ("a unikernel", "a Linux guest, one with a kernel")
+                if table.kernel is None
+                else ("a Linux guest", "a unikernel guest, one with a program or an image")
+            )
+            raise ClusterFileError(f"guest.{name}.{key}: is no key of {kind}; it belongs to {wanted}")
+    if table.kernel is None:
+        return None
+    root = table.root
+    return model.Linux(
+        kernel=_named(folder, table.kernel),
+        initrd=None if table.initrd is None else _named(folder, table.initrd),
+        root=None if root is None else _root(folder, root),
+        cmdline=table.cmdline,
+        vcpus=table.vcpus,
+        command=tuple(table.command),
+        files={inside: (folder / outside).resolve() for inside, outside in table.files.items()},
+        disks=tuple(_disk(folder, disk) for disk in table.disk),
+        ports=tuple(table.ports),
+        balloon=table.balloon,
+        reboot=table.reboot,
+        init=table.init,
+    )
+
+
+def _named(folder: Path, value: str) -> str:
+    """Return an image's name as it is, a path (it has a slash) as an absolute one."""
+    return str((folder / value).resolve()) if "/" in value else value
+
+
+def _disk(folder: Path, table: DiskTable | RootTable) -> model.Disk:
+    return model.Disk(_named(folder, table.file), table.device, table.access)
+
+
+def _root(folder: Path, table: RootTable) -> model.Root:
+    overlay = table.access == "ro" if table.overlay is None else table.overlay
+    return model.Root(_disk(folder, table), overlay, table.dax and table.device == "pmem")
 
 
 def _check(cluster: model.Cluster) -> None:
@@ -180,8 +235,10 @@ def _check(cluster: model.Cluster) -> None:
 
 def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
     where = f"guest.{guest.name}"
-    if bool(guest.sources) == bool(guest.image):
-        raise ClusterFileError(f'{where}: give either program = "SOURCE.c" or image = "FILE.elf"')
+    if bool(guest.sources) + bool(guest.image) + bool(guest.linux) != 1:
+        raise ClusterFileError(
+            f'{where}: give one of program = "SOURCE.c", image = "FILE.elf" and kernel = "debian-cloud" (or a file)'
+        )
     for kind, used, declared in (
         ("region", guest.regions, cluster.regions),
         ("channel", guest.channels, cluster.channels),

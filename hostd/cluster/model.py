@@ -56,8 +56,59 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Disk:
+    """A file that a Linux guest has as a disk.
+
+    `device` is "blk" (virtio-blk) or "pmem" (its pages are the guest's). `access` is "ro", "private" (the guest's
+    writes stay its own and end with it) or "shared" (they reach the file).
+    """
+
+    file: str
+    """an absolute path, or an image's name"""
+    device: str
+    access: str
+
+
+@dataclass(frozen=True)
+class Root:
+    """The root file system of a Linux guest; with `overlay`, its writes go to memory on top of the disk."""
+
+    disk: Disk
+    overlay: bool
+    dax: bool
+
+
+@dataclass(frozen=True)
+class Linux:
+    """What makes a guest a Linux guest. `kernel` and `initrd` are absolute paths or names of images."""
+
+    kernel: str
+    initrd: str | None
+    """None: hostd's own for that kernel"""
+    root: Root | None
+    """None: the guest stays in its initramfs"""
+    cmdline: str
+    """appended to hostd's own"""
+    vcpus: int
+    command: tuple[str, ...]
+    files: Mapping[str, Path]
+    """files of the host by their path in the guest"""
+    disks: tuple[Disk, ...]
+    ports: tuple[str, ...]
+    """names of virtio-console ports, each a Unix socket on the host"""
+    balloon: bool
+    reboot: str
+    """what a reboot does: "end" ends the guest, "restart" starts it anew"""
+    init: str | None
+    """a program of the root that is process 1, instead of hostd's agent"""
+
+
+@dataclass(frozen=True)
 class Guest:
-    """One `[guest.NAME]` of the file: one guest, or `count` of them."""
+    """One `[guest.NAME]` of the file: one guest, or `count` of them.
+
+    Exactly one of `sources`, `image` and `linux` is given.
+    """
 
     name: str
     sources: tuple[Path, ...]
@@ -74,6 +125,7 @@ class Guest:
     options: Mapping[str, bool | None]
     slots: tuple[Slot, ...]
     log_limit: int
+    linux: Linux | None = None
 
 
 @dataclass(frozen=True)

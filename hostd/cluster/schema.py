@@ -41,6 +41,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_le
 # No zero byte: these become C strings.
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 Variable = Annotated[str, StringConstraints(pattern=r"^[^\x00=]+$")]
+GuestPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4000)]
 Texts = Annotated[list[Text], BeforeValidator(_list)]
 Cpu = Annotated[int, Field(ge=0, lt=4096)]
 
@@ -93,19 +94,41 @@ class SlotTable(Table):
     access: Literal["rw", "ro"] = "rw"
 
 
+class DiskTable(Table):
+    """[[guest.NAME.disk]]"""
+
+    file: Text
+    device: Literal["blk", "pmem"] = "blk"
+    access: Literal["ro", "private", "shared"] = "private"
+
+
+class RootTable(Table):
+    """[guest.NAME.root], or root = "IMAGE" """
+
+    file: Text
+    device: Literal["blk", "pmem"] = "pmem"
+    access: Literal["ro", "private", "shared"] = "ro"
+    overlay: bool | None = None
+    dax: bool = True
+
+
+def _root(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
+
+
 class GuestTable(Table):
     """[guest.NAME]"""
 
     program: Texts | None = None
     image: Text | None = None
-    memory: Pages = 16 << 20
+    memory: Pages | None = None
     args: list[Text] = []
     env: dict[Variable, Text] = {}
     count: Annotated[int, Field(ge=1, le=10000)] | None = None
     after: Annotated[list[str], BeforeValidator(_list)] = []
     restart: Literal["no", "on-failure", "always"] = "no"
     cpu: Annotated[list[Cpu], BeforeValidator(_list)] = []
-    vcpus: Literal[1] = 1
+    vcpus: Annotated[int, Field(ge=1, le=8)] = 1
     regions: dict[str, Literal["rw", "ro"]] = {}
     channels: dict[str, Literal["send", "receive", "join"]] = {}
     lock: bool = False
@@ -115,6 +138,23 @@ class GuestTable(Table):
     hugetlb: bool = False
     slot: list[SlotTable] = []
     log_limit: Size = 16 << 20
+    kernel: Text | None = None
+    initrd: Text | None = None
+    root: Annotated[RootTable | None, BeforeValidator(_root)] = None
+    cmdline: Text = ""
+    command: Texts = []
+    files: dict[GuestPath, Text] = {}
+    disk: list[DiskTable] = []
+    ports: list[Name] = []
+    balloon: bool = True
+    reboot: Literal["end", "restart"] = "end"
+    init: GuestPath | None = None
+
+
+LINUX_KEYS = ("initrd", "root", "cmdline", "command", "files", "disk", "ports", "balloon", "reboot", "init", "vcpus")
+"""keys that only a guest with a `kernel` may have"""
+UNIKERNEL_KEYS = ("program", "image", "args", "slot")
+"""keys that a guest with a `kernel` may not have"""
 
 
 class BenchTable(Table):
@@ -152,5 +192,6 @@ def known_keys(path: list[str]) -> list[str]:
     }
     if not path:
         return list(tables)
-    table = SlotTable if "slot" in path[2:] else tables.get(path[0])
+    inner: dict[str, Any] = {"slot": SlotTable, "disk": DiskTable, "root": RootTable}
+    table = inner.get(path[2]) if len(path) > 2 and path[0] == "guest" else tables.get(path[0])
     return list(table.model_fields) if table is not None else []

@@ -8,6 +8,7 @@ import pytest
 
 from hostd.cluster import ClusterFileError
 from hostd.cluster.file import load
+from hostd.cluster.model import Disk, Root
 
 GOOD = """
 [region.link]
@@ -94,15 +95,20 @@ MISTAKES = [
     (["guest.boss.memory=12 parsecs"], "guest.boss.memory: '12 parsecs' is no size"),
     (["guest.boss.memory=99999TiB"], "more than any processor can address"),
     (["guest.boss.memory=true"], "guest.boss.memory: True is no size"),
-    (["guest.boss.vcpus=2"], "guest.boss.vcpus: 2 is not one of 1"),
+    (["guest.boss.vcpus=2"], "guest.boss.vcpus: is no key of a unikernel"),
+    (["guest.boss.reboot=end"], "guest.boss.reboot: is no key of a unikernel"),
+    (['guest.none={kernel="debian", args=["x"]}'], "guest.none.args: is no key of a Linux guest"),
+    (['guest.none={kernel="debian", vcpus=9}'], "guest.none.vcpus: "),
+    (['guest.none={kernel="debian", files={x="y"}}'], "guest.none.files.x"),
+    (['guest.none={kernel="debian", root={file="x", image="y"}}'], "guest.none.root.image: unknown key"),
     (["guest.boss.count=0"], "guest.boss.count: 0: must be greater than or equal to 1"),
     (["guest.boss.count=many"], "guest.boss.count: 'many'"),
     (["guest.boss=3"], "guest.boss: 3 is no table"),
     (["guest.Boss.image=x"], "guest.Boss: 'Boss' is no valid name"),
     (["guest.boss.args=[1]"], "guest.boss.args.0: 1: is no string"),
     (["guest.boss.restart=maybe"], "guest.boss.restart: 'maybe' is not one of 'no', 'on-failure' or 'always'"),
-    (["guest.boss.program=x.c"], "guest.boss: give either program"),
-    (["guest.none={}"], "guest.none: give either program"),
+    (["guest.boss.program=x.c"], "guest.boss: give one of program"),
+    (["guest.none={}"], "guest.none: give one of program"),
     (["guest.boss.after=nobody"], "guest.boss.after: guest 'nobody' is not declared"),
     (["guest.boss.regions.txt=ro"], "guest.boss.regions.txt: region 'txt' is not declared; did you mean text?"),
     (["guest.boss.regions.text=wo"], "guest.boss.regions.text: 'wo' is not one of 'rw' or 'ro'"),
@@ -162,3 +168,34 @@ def test_a_file_whose_name_names_no_cluster(write) -> None:
     with pytest.raises(ClusterFileError, match="cannot name the cluster"):
         load(write(GOOD, "My Cluster.toml"))
     assert load(write(GOOD, "My Cluster.toml"), ["cluster.name=mine"]).name == "mine"
+
+
+def test_a_linux_guest(write) -> None:
+    path = write(
+        """
+        [region.link]
+        [channel.talk]
+        region = "link"
+        [guest.web]
+        kernel = "debian-cloud"
+        root = "debian"
+        vcpus = 2
+        command = ["python3", "/root/x.py"]
+        files = {"/root/x.py" = "x.py"}
+        channels = {talk = "send"}
+        [[guest.web.disk]]
+        file = "./data.img"
+        access = "shared"
+        [guest.plain]
+        kernel = "./vmlinux"
+        """
+    )
+    web, plain = load(path).guests.values()
+    assert web.linux is not None
+    assert plain.linux is not None
+    assert (web.linux.kernel, web.memory, web.linux.vcpus) == ("debian-cloud", 256 << 20, 2)
+    assert web.linux.root == Root(Disk("debian", "pmem", "ro"), overlay=True, dax=True)
+    assert web.linux.disks == (Disk(str(path.parent / "data.img"), "blk", "shared"),)
+    assert web.linux.files == {"/root/x.py": path.parent / "x.py"}
+    assert plain.linux.kernel == str(path.parent / "vmlinux")
+    assert plain.linux.root is None
