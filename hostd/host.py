@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from hostd.cluster.file import load
 from hostd.control.client import Client, ConnectionLostError, ControlError
 from hostd.supervisor.background import attach, start
-from hostd.supervisor.directory import cluster_names
+from hostd.supervisor.directory import ClusterDirectory, cluster_names
 from hostd.supervisor.errors import SupervisorError
 from hostd.supervisor.processes import alive
 
@@ -86,6 +86,12 @@ class Guest:
     def result(self) -> GuestResult:
         """How the guest stands, or ended."""
         return self.cluster.result().guests[self.name]
+
+    @property
+    def log(self) -> str:
+        """What it wrote to its console, as far as the log has not been rotated away."""
+        path = ClusterDirectory(self.cluster.name).log(self.name)
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def slots(self) -> list[dict[str, Any]]:
         """The rows of its slot table, each with its resident, shared, private and swapped bytes."""

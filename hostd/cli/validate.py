@@ -18,13 +18,13 @@ def run(options: argparse.Namespace) -> int:
     from hostd.supervisor.preflight import prepare
 
     cluster = load(options.file, options.overrides)
-    plan, images = prepare(cluster)
+    plan, boots = prepare(cluster)
     facts = {
         "cluster": cluster.name,
         "guests": list(plan.guests),
         "regions": list(cluster.regions),
         "channels": list(cluster.channels),
-        "images": {name: image.path for name, image in images.items()},
+        "images": {name: boot.path for name, boot in boots.items()},
     }
     if options.json:
         print_json({"ok": True, **facts})

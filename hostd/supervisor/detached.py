@@ -16,12 +16,12 @@ from typing import Any
 
 import shm
 from guestlib import BuildError
-from hostd.boot.elf import Image
 from hostd.boot.errors import ImageError
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.file import from_tables
 from hostd.cluster.plan import plan as make_plan
 from hostd.control.client import ControlError
+from hostd.supervisor.boots import Boot
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.errors import ClusterRunningError, SupervisorError, sentence
 from hostd.supervisor.preflight import check_kvm, prepare
@@ -81,16 +81,16 @@ async def _supervise(order: dict[str, Any], ready: int) -> None:
 
 def _new(order: dict[str, Any]) -> Supervisor:
     check_kvm()
-    plan, images = prepare(from_tables(Path(order["path"]), order["tables"], order["overrides"]))
-    return Supervisor(plan, images, foreground=False)
+    plan, boots = prepare(from_tables(Path(order["path"]), order["tables"], order["overrides"]))
+    return Supervisor(plan, boots, foreground=False)
 
 
 def _adopted(name: str) -> tuple[Supervisor, dict[str, Any]]:
     directory = ClusterDirectory(name)
     state = directory.attach()
     cluster = from_tables(Path(state["file"]), state["tables"], state["overrides"])
-    images = {guest: Image.of(image) for guest, image in state["images"].items()}
-    return Supervisor(make_plan(cluster), images, foreground=False, directory=directory), state
+    boots = {guest: Boot.of(boot) for guest, boot in state["boots"].items()}
+    return Supervisor(make_plan(cluster), boots, foreground=False, directory=directory), state
 
 
 if __name__ == "__main__":

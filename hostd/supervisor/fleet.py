@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from hostd.boot.elf import Image
 from hostd.cluster.plan import Plan
 from hostd.control.framing import FrameReader, Message
+from hostd.supervisor.boots import Boot
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.figures import SIZED_GUESTS, Figures
 from hostd.supervisor.guest_run import GuestRun, Result, death, failure
@@ -39,7 +39,7 @@ class Fleet:
     def __init__(
         self,
         plan: Plan,
-        images: dict[str, Image],
+        boots: dict[str, Boot],
         directory: ClusterDirectory,
         regions: Regions,
         revive: Callable[[], WarmLink],
@@ -53,8 +53,8 @@ class Fleet:
         """the sentence of the first guest that could not be started"""
         self.warm: WarmLink | None = None
         self._cluster = plan.cluster.name
-        self._images = {name: image.describe() for name, image in images.items()}
-        self._image_files: dict[str, int] = {}
+        self._boots = boots
+        self._files: dict[tuple[str, str], int] = {}
         self._directory = directory
         self._regions = regions
         self._revive = revive
@@ -106,13 +106,18 @@ class Fleet:
             if self.warm is None:
                 self.warm = self._revive()
             log_file = self._directory.log(run.name)
+            handed: list[int] = []
             log = os.open(log_file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                descriptors = [log, self._image(run.plan.group.name), *self._regions.descriptors(run.plan)]
-                self.warm.send({"start": self._spec(run)}, descriptors)
+                boot, *others = [self._file(*file) for file in self._boots[run.plan.group.name].files]
+                shared = self._regions.descriptors(run.plan)
+                handed = self._handed(run)
+                self.warm.send({"start": self._spec(run)}, [log, boot, *shared, *handed, *others])
                 run.awaited = True
             finally:
                 os.close(log)
+                for descriptor in handed:
+                    os.close(descriptor)
         except OSError as error:
             self._never_ran(run, failure(run.name, f"cannot be started: {error.strerror or error}"))
             return
@@ -122,17 +127,26 @@ class Fleet:
         return guest_spec(
             run.plan,
             self._regions,
-            self._images[run.plan.group.name],
+            self._boots[run.plan.group.name],
             cluster=self._cluster,
             directory=self._directory.path,
             foreground=self.foreground,
         )
 
-    def _image(self, group: str) -> int:
-        path = self._images[group]["path"]
-        if path not in self._image_files:
-            self._image_files[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        return self._image_files[path]
+    def _handed(self, run: GuestRun) -> list[int]:
+        """Return the descriptors that only this start of the guest gets: a Linux guest's archive."""
+        if run.plan.group.linux is None:
+            return []
+        from hostd.supervisor.handover import archive
+
+        root = self._boots[run.plan.group.name].description["root"]
+        return [archive(run.plan, self._regions, self._cluster, root, self.runs)]
+
+    def _file(self, path: str, access: str) -> int:
+        if (path, access) not in self._files:
+            flags = os.O_RDWR if access == "rw" else os.O_RDONLY
+            self._files[path, access] = os.open(path, flags | os.O_CLOEXEC)
+        return self._files[path, access]
 
     def _expect_hello(self, run: GuestRun, requested: float) -> None:
         if run.state == "starting" and run.requested == requested and not self._closed:
@@ -360,9 +374,9 @@ class Fleet:
             if run.link is not None:
                 run.link.close()
                 run.link = None
-        for descriptor in self._image_files.values():
+        for descriptor in self._files.values():
             os.close(descriptor)
-        self._image_files.clear()
+        self._files.clear()
         self.figures.close()
 
     # --- small things ------------------------------------------------------------------------------------------

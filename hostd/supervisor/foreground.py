@@ -15,9 +15,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from hostd.bench import baselines
-from hostd.boot.elf import Image
 from hostd.cluster.model import Cluster
 from hostd.cluster.plan import Plan
+from hostd.supervisor.boots import Boot
 from hostd.supervisor.errors import SupervisorError
 from hostd.supervisor.preflight import check_kvm, prepare
 from hostd.supervisor.supervisor import Supervisor
@@ -46,14 +46,14 @@ def run(cluster: Cluster, watch: Watch | None = None) -> dict[str, Any]:
     """
     with _signals_raise():
         check_kvm()
-        plan, images = prepare(cluster)
+        plan, boots = prepare(cluster)
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_run(plan, images, watch))
+        return asyncio.run(_run(plan, boots, watch))
     # The caller's thread has a loop of its own (a notebook's, say): this run gets a thread for its loop.
     with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, _run(plan, images, watch)).result()
+        return thread.submit(asyncio.run, _run(plan, boots, watch)).result()
 
 
 @contextlib.contextmanager
@@ -74,9 +74,9 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-async def _run(plan: Plan, images: dict[str, Image], watch: Watch | None) -> dict[str, Any]:
+async def _run(plan: Plan, boots: dict[str, Boot], watch: Watch | None) -> dict[str, Any]:
     before = await _baselines(plan)
-    supervisor = Supervisor(plan, images, foreground=True)
+    supervisor = Supervisor(plan, boots, foreground=True)
     received: list[int] = []
     _catch_signals(supervisor, received)
     watcher: asyncio.Task[None] | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,26 +13,34 @@ from hostd.boot.address_map import AddressMap, lay_out
 from hostd.boot.elf import Image
 from hostd.boot.errors import ImageError
 from hostd.cluster.errors import ClusterFileError
-from hostd.cluster.model import Cluster, Guest, Slot
+from hostd.cluster.model import Cluster, Guest, Linux, Slot
 from hostd.cluster.plan import Plan
 from hostd.cluster.plan import plan as make_plan
+from hostd.doctor.probe import KvmKind, examine
 from hostd.kvm import System
 from hostd.memory.layout import HOLES
+from hostd.supervisor.boots import Boot, unikernel
 from hostd.supervisor.programs import images as read_images
 from hostd.supervisor.regions import file_size
 
 
-def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Image]]:
-    """Plan `cluster`, compile and read its images, and check both against this host.
+def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
+    """Plan `cluster`, compile and read what its guests boot, and check both against this host.
 
     Raises ClusterFileError, ImageError and BuildError, each one sentence.
     """
     plan = make_plan(cluster)
     try:
-        images = read_images(cluster.guests.values())
+        unikernels = [guest for guest in cluster.guests.values() if guest.linux is None]
+        images = read_images(unikernels)
+        boots = {name: unikernel(image) for name, image in images.items()}
         sizes = {region.name: file_size(region) for region in cluster.regions.values() if region.raw}
         for guest in cluster.guests.values():
-            _check_guest(guest, images[guest.name], plan, sizes)
+            _check_host(guest)
+            if guest.linux is None:
+                _check_unikernel(guest, images[guest.name], plan, sizes)
+            else:
+                boots[guest.name] = _linux(guest, guest.linux)
         baselines.check(cluster.baselines)
     except ImageError as error:
         raise ImageError(f"{cluster.path}: {error}") from None
@@ -38,7 +48,7 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Image]]:
         raise ClusterFileError(f"{cluster.path}: {error}") from None
     except baselines.BaselineError as error:
         raise ClusterFileError(f"{cluster.path}: bench.baselines: {error}") from None
-    return plan, images
+    return plan, boots
 
 
 def check_kvm() -> None:
@@ -46,7 +56,29 @@ def check_kvm() -> None:
     System.open().close()
 
 
-def _check_guest(guest: Guest, image: Image, plan: Plan, sizes: Mapping[str, int]) -> None:
+def _linux(guest: Guest, linux: Linux) -> Boot:
+    """Return what a Linux guest boots, if this host's KVM can run it and its memory holds it."""
+    from hostd.boot.linux import cpuid, layout
+    from hostd.supervisor.linux_boot import linux_boot
+
+    kind, seen = examine()
+    if kind is not KvmKind.FULL:
+        raise ClusterFileError(
+            f"guest.{guest.name}.kernel: Linux guests need a KVM that runs ring 0, and this host's doesn't ({seen}); "
+            f"run the same command in the lab: hostd lab -- {shlex.join(['hostd', *sys.argv[1:]])}"
+        )
+    boot, kernel = linux_boot(guest, linux)
+    with System.open() as system:
+        bits = cpuid.physical_bits(system.supported_cpuid())
+    try:
+        layout.lay_out(guest.memory, kernel, boot.description["initrd_size"], 0, bits)
+    except ImageError as error:
+        raise ImageError(f"guest.{guest.name}: {error}") from None
+    return boot
+
+
+def _check_host(guest: Guest) -> None:
+    """Check what `guest` wants of the host itself: processors and memory."""
     where = f"guest.{guest.name}"
     cpus = os.sched_getaffinity(0)
     for cpu in guest.cpus:
@@ -57,6 +89,10 @@ def _check_guest(guest: Guest, image: Image, plan: Plan, sizes: Mapping[str, int
     for key, size in (("memory", guest.memory), *((f"slot.{slot.name}.size", slot.size) for slot in guest.slots)):
         if size > host:
             raise ClusterFileError(f"{where}.{key}: {size} bytes are more than this host's {host}; give it less")
+
+
+def _check_unikernel(guest: Guest, image: Image, plan: Plan, sizes: Mapping[str, int]) -> None:
+    where = f"guest.{guest.name}"
     planned = next(run for run in plan.guests.values() if run.group is guest)
     regions = [sizes.get(name, 0) for name, _ in planned.regions]
     try:

@@ -17,6 +17,8 @@ from hostd.cluster.plan import Plan, PlannedGuest
 from shm.broker import Broker
 
 PAGE = 4096
+VECTORS = 2
+"""interrupts of its own that a Linux guest has in each of its regions"""
 
 
 class Regions:
@@ -91,6 +93,7 @@ class Regions:
             channels=self._specs(region.name),
             backing=region.backing,
             serve=False,
+            spare_bells=VECTORS * len(self._linux_guests(region.name)),
         )
 
     def _full_name(self, region: str) -> str:
@@ -105,6 +108,7 @@ class Regions:
                 max_message=channel.max_message,
                 lanes=channel.lanes or 1,
                 always_ring=self._has_silent_reader(channel),
+                fenced=self._reaches_linux(channel),
             )
             for channel in self._plan.channels.values()
             if channel.region == region
@@ -116,6 +120,21 @@ class Regions:
             (channel.region, "ro") in guest.regions and any(end.channel == channel.name for end in guest.ends)
             for guest in self._plan.guests.values()
         )
+
+    def _reaches_linux(self, channel: Channel) -> bool:
+        """Tell whether an end is in a Linux guest, which can't make its peers' processors fence."""
+        return any(
+            guest.group.linux is not None and any(end.channel == channel.name for end in guest.ends)
+            for guest in self._plan.guests.values()
+        )
+
+    def _linux_guests(self, region: str) -> list[str]:
+        """Return the Linux guests that have `region`, in the order of their peer numbers, which begin with 1."""
+        return [
+            guest.name
+            for guest in self._plan.guests.values()
+            if guest.group.linux is not None and any(name == region for name, _ in guest.regions)
+        ]
 
     def _serve(self) -> None:
         self._broker = Broker()
@@ -181,12 +200,41 @@ class Regions:
 
     def bells(self, guest: PlannedGuest) -> list[tuple[str, int]]:
         """Return the bells a guest gets, as region and number in it, in order."""
+        if guest.group.linux is not None:
+            made = [(name, self._made[name]) for name, _ in guest.regions if name in self._made]
+            return [(name, number) for name, region in made for number in range(len(region.bells))]
         bells: dict[tuple[str, int], None] = {}
         for end in guest.ends:
             region = self._plan.channels[end.channel].region
             info = self._made[region].channels[end.channel]
             bells[region, info.data_bell] = bells[region, info.space_bell] = None
         return list(bells)
+
+    def doorbells(self, guest: PlannedGuest) -> list[dict[str, Any]]:
+        """Return, for each region of a Linux guest, its peer number in it and who can be rung there.
+
+        `peers[p][v]` is a bell's number in `bells(guest)`: peer 0 is the region itself, with the channels' bells for
+        vectors; the others are Linux guests. `waits` are those on which an end of this guest waits.
+        """
+        numbers = {bell: number for number, bell in enumerate(self.bells(guest))}
+        return [self._doorbells(guest, name, numbers) for name, _ in guest.regions]
+
+    def _doorbells(self, guest: PlannedGuest, name: str, numbers: Mapping[tuple[str, int], int]) -> dict[str, Any]:
+        others = self._linux_guests(name)
+        found: dict[str, Any] = {"peer": others.index(guest.name) + 1, "peers": [[]], "waits": []}
+        if name not in self._made:
+            return found
+        region = self._made[name]
+        shared = len(region.bells) - VECTORS * len(others)
+        spans = [range(shared)] + [range(shared + VECTORS * i, shared + VECTORS * (i + 1)) for i in range(len(others))]
+        found["peers"] = [[numbers[name, bell] for bell in span] for span in spans]
+        waits = {}
+        for end in guest.ends:
+            if end.channel in region.channels:
+                info = region.channels[end.channel]
+                waits[info.space_bell if end.role == "send" else info.data_bell] = None
+        found["waits"] = [numbers[name, bell] for bell in waits]
+        return found
 
     def descriptors(self, guest: PlannedGuest) -> list[int]:
         """Return the descriptors of a guest's regions, then of its bells; they stay this object's."""

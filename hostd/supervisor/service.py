@@ -87,7 +87,7 @@ class Service:
         return {
             **run.summary(),
             **run.describe(),
-            "image": self._supervisor.images[guest.name].path,
+            "image": self._supervisor.boots[guest.name].path,
             "args": list(guest.args),
             "env": dict(guest.env),
             "cpus": list(guest.cpus),

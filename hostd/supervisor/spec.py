@@ -8,13 +8,14 @@ from typing import Any
 
 from hostd.cluster.model import Slot
 from hostd.cluster.plan import PlannedGuest
+from hostd.supervisor.boots import Boot
 from hostd.supervisor.regions import Regions
 
 
 def guest_spec(
     guest: PlannedGuest,
     regions: Regions,
-    image: dict[str, Any],
+    boot: Boot,
     *,
     cluster: str,
     directory: Path,
@@ -32,13 +33,15 @@ def guest_spec(
         "env": dict(group.env),
         "cpu": list(group.cpus) or None,
         "seed": os.urandom(32),
-        "image": image,
+        "kind": "unikernel" if group.linux is None else "linux",
+        "image": boot.description,
         "options": dict(group.options),
         "log_limit": group.log_limit,
         "regions": regions.describe(guest),
         "channels": regions.ends(guest),
         "slots": [_row(slot) for slot in group.slots],
         "bells": len(regions.bells(guest)),
+        "doorbells": [] if group.linux is None else regions.doorbells(guest),
     }
 
 

@@ -12,10 +12,10 @@ import time
 from typing import Any
 
 import shm
-from hostd.boot.elf import Image
 from hostd.cluster.plan import Plan
 from hostd.control.server import Server
 from hostd.supervisor import adoption, processes
+from hostd.supervisor.boots import Boot
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import Fleet
 from hostd.supervisor.guest_run import succeeded
@@ -37,17 +37,17 @@ class Supervisor:
     def __init__(
         self,
         plan: Plan,
-        images: dict[str, Image],
+        boots: dict[str, Boot],
         *,
         foreground: bool,
         directory: ClusterDirectory | None = None,
     ) -> None:
         self.plan = plan
-        self.images = images
+        self.boots = boots
         self.foreground = foreground
         self.directory = directory or ClusterDirectory(plan.cluster.name)
         self.regions = Regions(plan)
-        self.fleet = Fleet(plan, images, self.directory, self.regions, self._spawn_warm, foreground=foreground)
+        self.fleet = Fleet(plan, boots, self.directory, self.regions, self._spawn_warm, foreground=foreground)
         self.started_at = time.time()
         self.finish = asyncio.Event()
         """set when somebody asked for the cluster's end"""
@@ -139,7 +139,7 @@ class Supervisor:
                 "started_at": self.started_at,
                 "warm": self._warm_process,
                 "cleanup": self._cleanup,
-                "images": {name: image.describe() for name, image in self.images.items()},
+                "boots": {name: boot.plain() for name, boot in self.boots.items()},
                 "bells": self.regions.numbering(),
                 "bell_counts": self.regions.bell_counts(),
             }

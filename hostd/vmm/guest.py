@@ -53,6 +53,7 @@ class Guest:
         with System.open() as system:
             self.vm = system.create_vm()
             self.vcpu = self.vm.create_vcpu(0)
+            self.vcpus = [self.vcpu]
             enter_ring3(system, self.vcpu, image.entry, self.places.stack.end - 8)
         self.table = SlotTable(self.vm)
         rows = [RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)]
@@ -100,11 +101,12 @@ class Guest:
         """How often the guest waited, and how many bytes it wrote to its console."""
         return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
 
-    def step(self) -> dict[str, Any] | None:
-        """Run until something happens that is not served in C; return the guest's result once it has one.
+    def step(self, index: int = 0) -> dict[str, Any] | None:
+        """Run vCPU `index` until something happens that is not served in C; return the guest's result once it has one.
 
         None: go on. The caller looks at `console_full` and at whether the guest is to stop.
         """
+        assert index == 0, "a unikernel has one vCPU"
         event = self.vcpu.run()
         if isinstance(event, Interrupted):
             return None

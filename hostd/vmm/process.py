@@ -23,6 +23,10 @@ from hostd.vmm import heap
 from hostd.vmm._calls import lib as calls
 from hostd.vmm.guest import Guest
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hostd.vmm.linux import LinuxGuest
+
 HELLO = 1
 """version of the messages between a guest process and its supervisor"""
 READ_LIMIT = 1 << 20
@@ -38,7 +42,7 @@ class GuestProcess:
         self.spec = spec
         self.name: str = spec["name"]
         self.log, *self.descriptors = descriptors
-        self.guest: Guest | None = None
+        self.guest: Guest | LinuxGuest | None = None
         self.reports: dict[str, int | float | str] = {}
         self.result: dict[str, Any] | None = None
         self.stopping = False
@@ -51,22 +55,26 @@ class GuestProcess:
         self.link: socket.socket | None = None
         self.frames = FrameReader()
         self.poll = select.poll()
-        self.thread: threading.Thread | None = None
+        self.threads: list[threading.Thread] = []
+        self.ending = threading.Lock()
+        self.halted = False
+        """whether a vCPU has come to the guest's end; under `ending`, which also guards the log's rotation"""
         self.stirred = True
         """whether the process has done something since it last shared its heap"""
         self.on_result: Callable[[], None] = lambda: None
 
     # --- the vCPU's thread -----------------------------------------------------------------------------------------
 
-    def run_vcpu(self) -> None:
-        """Run the guest to its end; whatever happens becomes a result."""
+    def run_vcpu(self, index: int) -> None:
+        """Run a vCPU to the guest's end; whatever happens becomes a result, the first one counts."""
         assert self.guest is not None
         guest, result = self.guest, None
         try:
             while result is None and not self.stopping:
-                result = guest.step()
+                result = guest.step(index)
                 if guest.console_full:
-                    self._rotate_log()
+                    with self.ending:
+                        self._rotate_log()
         except Exception as error:
             result = self._failure(f"guest {self.name}: {error}")
         if result is None:
@@ -76,7 +84,18 @@ class GuestProcess:
                 "message": f"guest {self.name}: stopped",
                 "fault": None,
             }
-        self._tell({"event": "result", "result": result})
+        if self._halt():
+            self._tell({"event": "result", "result": result})
+
+    def _halt(self) -> bool:
+        """Have every vCPU come to its end; True for the one that is the first to ask."""
+        assert self.guest is not None
+        with self.ending:
+            first, self.halted = not self.halted, True
+        self.stopping = True
+        for vcpu in self.guest.vcpus:
+            vcpu.stop()
+        return first
 
     def report(self, name: str, value: int | float | str) -> None:
         self._tell({"event": "report", "name": name, "value": value})
@@ -86,8 +105,10 @@ class GuestProcess:
         os.eventfd_write(self.wake, 1)
 
     def _rotate_log(self) -> None:
-        """Keep the full log as NAME.log.1 and go on in a new one."""
+        """Keep the full log as NAME.log.1 and go on in a new one; under `ending`."""
         assert self.guest is not None
+        if not self.guest.console_full:  # Another vCPU was faster.
+            return
         log = f"{self.spec['dir']}/logs/{self.name}.log"
         with contextlib.suppress(OSError):
             os.replace(log, f"{log}.1")
@@ -109,14 +130,16 @@ class GuestProcess:
     def main(self) -> None:
         """Start the guest and serve until its result has been taken."""
         try:
-            self.guest = Guest(self.spec, self.descriptors, self.log, self.report)
+            self.guest = self._make()
             self.guest.allow_console(self.spec["log_limit"])
         except (OSError, ValueError, ImageError, MemoryError) as error:
             self._tell({"event": "result", "result": self._failure(f"guest {self.name}: {error}")})
         else:
             threading.stack_size(STACK_SIZE)
-            self.thread = threading.Thread(target=self.run_vcpu, name="vcpu0", daemon=True)
-            self.thread.start()
+            for index in range(len(self.guest.vcpus)):
+                thread = threading.Thread(target=self.run_vcpu, args=(index,), name=f"vcpu{index}", daemon=True)
+                self.threads.append(thread)
+                thread.start()
         while not self.taken:
             ready = self.poll.poll(REST_MS if self.stirred else None)
             if not ready:
@@ -133,10 +156,18 @@ class GuestProcess:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self.path)
 
+    def _make(self) -> Guest | LinuxGuest:
+        if self.spec["kind"] == "unikernel":
+            return Guest(self.spec, self.descriptors, self.log, self.report)
+        # Only here: the processes of unikernels need none of it.
+        from hostd.vmm.linux import LinuxGuest
+
+        return LinuxGuest(self.spec, self.descriptors, self.log, self.report)
+
     def close(self) -> None:
         """Give back what the guest had; for a process that goes on. The guest must have ended."""
-        if self.thread is not None:
-            self.thread.join()
+        for thread in self.threads:
+            thread.join()
         if self.guest is not None:
             self.guest.close()
         if self.link is not None:
@@ -228,7 +259,8 @@ class GuestProcess:
     def stop(self, _message: dict[str, Any]) -> None:
         self.stopping = True
         if self.guest is not None:
-            self.guest.vcpu.stop()
+            for vcpu in self.guest.vcpus:
+                vcpu.stop()
 
     def take(self, _message: dict[str, Any]) -> None:
         if self.result is None:

@@ -64,6 +64,7 @@ def _spec(folder: str) -> dict[str, Any]:
         "args": [],
         "env": {},
         "cpu": None,
+        "kind": "unikernel",
         "seed": bytes(32),
         "image": {"path": NAME, "segments": [segment], "entry": start},
         "options": {"lock": False, "prefault": False, "mergeable": False, "thp": None, "hugetlb": False},

@@ -74,6 +74,7 @@ class Party:
             "args": member.args,
             "env": {},
             "seed": bytes(range(32)),
+            "kind": "unikernel",
             "image": image.describe(),
             "options": OPTIONS,
             "regions": [{"name": "shared", "size": REGION_SIZE, "access": "rw", "raw": False}],

@@ -47,6 +47,7 @@ def run(tmp_path: Path) -> Run:
             "args": [],
             "env": {},
             "seed": bytes(range(32)),
+            "kind": "unikernel",
             "image": image.describe(),
             "options": OPTIONS,
             "regions": [

@@ -54,6 +54,7 @@ class Cluster:
             "env": {},
             "cpu": None,
             "seed": bytes(32),
+            "kind": "unikernel",
             "image": image.describe(),
             "options": OPTIONS,
             "log_limit": 1 << 20,

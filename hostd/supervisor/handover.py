@@ -1,0 +1,74 @@
+"""The small archive that a Linux guest gets behind its initrd: its name, command, channels and files, as files in /hostd.
+
+Its contents are in docs/linux-guest.md. No JSON: the guest's init reads it in C, its scripts in sh, its programs in
+Python.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from hostd.boot.linux.layout import PCI_FIRST_SLOT
+from hostd.cluster.plan import PlannedGuest
+from hostd.images.cpio import Archive
+from hostd.supervisor.regions import Regions
+
+
+def archive(guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Iterable[str]) -> int:
+    """Return a memfd that holds the archive of `guest`; the caller closes it. Raises OSError.
+
+    `root` says where the guest's init finds its root (`linux_boot.root_line`), `guests` names all of the cluster's.
+    """
+    descriptor = os.memfd_create(f"hostd-{guest.name}", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(descriptor), "wb") as file:
+            file.write(_contents(guest, regions, cluster, root, guests))
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _contents(guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Iterable[str]) -> bytes:
+    linux = guest.group.linux
+    assert linux is not None
+    made = Archive()
+    made.directory("hostd")
+    texts = {
+        "name": f"{guest.name}\n",
+        "cluster": f"{cluster}\n",
+        "root": f"{root}\n" if root else "",
+        "init": f"{linux.init}\n" if linux.init else "",
+        "command": "".join(f"{word}\0" for word in linux.command),
+        "env": "".join(f"{name}={value}\0" for name, value in guest.group.env.items()),
+        "hosts": f"127.0.0.1 localhost {guest.name}\n",
+        "regions": "".join(_region_lines(guest, regions)),
+        "channels": "".join(_channel_lines(guest, regions)),
+    }
+    for name, text in texts.items():
+        if text:
+            made.file(f"hostd/{name}", text.encode())
+    made.directory("hostd/files")
+    for inside, outside in linux.files.items():
+        parts = [part for part in inside.split("/") if part]
+        for depth in range(1, len(parts)):
+            made.directory("/".join(["hostd/files", *parts[:depth]]))
+        made.file("/".join(["hostd/files", *parts]), outside.read_bytes(), outside.stat().st_mode & 0o777)
+    return made.finish()
+
+
+def _region_lines(guest: PlannedGuest, regions: Regions) -> list[str]:
+    doorbells = regions.doorbells(guest)
+    return [
+        f"{name} 0000:00:{PCI_FIRST_SLOT + number:02x}.0 {access} {doorbells[number]['peer']}\n"
+        for number, (name, access) in enumerate(guest.regions)
+    ]
+
+
+def _channel_lines(guest: PlannedGuest, regions: Regions) -> list[str]:
+    names = [name for name, _ in guest.regions]
+    return [
+        f"{end['name']} {names[end['region']]} {end['role']} {end['lane']} {end['lanes']} {end['flags']}\n"
+        for end in regions.ends(guest)
+    ]
