@@ -1,4 +1,4 @@
-"""The host's side of mixed.toml: bring the cluster up, send on its channel from this process, wait for the collector."""
+"""The host side of mixed.toml: bring the cluster up, send on its channel from this process, wait for the collector."""
 
 from __future__ import annotations
 

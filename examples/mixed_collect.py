@@ -1,4 +1,4 @@
-"""Runs in the Linux guest `collector` of mixed.toml: receive from every sender, check that each one's numbers are in order.
+"""Runs in the guest `collector` of mixed.toml: receive from every sender, check that each one counts without a gap.
 
 python3 collect.py SENDERS COUNT
 """

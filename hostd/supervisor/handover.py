@@ -1,4 +1,4 @@
-"""The small archive that a Linux guest gets behind its initrd: its name, command, channels and files, as files in /hostd.
+"""The small archive that a Linux guest gets behind its initrd: name, command, channels and files, as files in /hostd.
 
 Its contents are in docs/linux-guest.md. No JSON: the guest's init reads it in C, its scripts in sh, its programs in
 Python.
