@@ -1,0 +1,54 @@
+/*
+ * console.h: the console device (virtio 1.2, 5.3) with several ports, each of them a Unix stream socket on the host.
+ *
+ * A named port has one client at a time: who connects while there is one waits in the socket's backlog. The guest is told
+ * when a client comes and goes, the client sees the end when the guest closes. Nothing is dropped while both ends are open:
+ * who reads slowly stops the other (by an unread socket, by an unused buffer). Port 0 can be the guest's console (hvc0): its
+ * output also goes to a file, and never waits for anyone, because Linux spins until a console's byte is taken.
+ */
+#ifndef HOSTD_VIRTIO_CONSOLE_H
+#define HOSTD_VIRTIO_CONSOLE_H
+
+#include "device.h"
+
+#define CONSOLE_PORTS 16
+#define CONSOLE_NAME 32 /* bytes of the longest name, and one */
+
+struct console_port {
+    struct virtio_watch listener, client;
+    int sink;               /* console: where all output goes, or -1 */
+    char name[CONSOLE_NAME];
+    uint8_t exists, console;
+    uint8_t owed;           /* control messages that the guest has not been sent yet */
+    uint8_t ready;          /* the guest has made the port */
+    uint8_t guest_open, told_open;
+    uint8_t ended;          /* the client sends no more */
+    uint8_t hung;           /* the client is gone, but bytes of it are unread */
+    uint8_t no_room;        /* the guest has no buffer for input */
+    uint8_t parked;         /* output waits for the client to read */
+    uint8_t closing;        /* the guest has closed: the client goes once it was sent `closing_left` chains */
+    uint16_t closing_left;
+    uint64_t parked_done;   /* bytes of the first waiting chain that the client has */
+    uint64_t to_guest, to_host, dropped, clients; /* counters: bytes; dropped: nobody was there to read */
+};
+
+struct virtio_console {
+    struct virtio_device device;
+    uint32_t count;
+    struct console_port ports[CONSOLE_PORTS];
+};
+
+/*
+ * A console device for ports 0 to `count` - 1, none of which is there before virtio_console_port. NULL where the host
+ * lacks memory or `count` is not 1 to CONSOLE_PORTS.
+ */
+struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t count);
+
+/*
+ * Make port `index`, before the guest runs. `listener` is a listening, non-blocking Unix stream socket or -1, `sink` a file
+ * for a console's output or -1; both become the device's. With `console` the guest uses it as hvcN. 0 or -EINVAL.
+ */
+int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener, int sink,
+                        int as_console);
+
+#endif
