@@ -8,6 +8,9 @@ HUGE_PAGE = 2 << 20
 VGA_HOLE = range(0xA_0000, 0x10_0000)
 """640 KiB to 1 MiB: video memory and option ROMs on a PC; guests take it for reserved"""
 
+ROM_AREA = range(0xC_0000, 0x10_0000)
+"""part of it where a PC has option ROMs and firmware: a read-only row may lie there"""
+
 MMIO_HOLE = range(0xC000_0000, 0x1_0000_0000)
 """3 to 4 GiB: PCI windows, the interrupt controllers and the reset vector"""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hostd.memory._map import ffi, lib
 from hostd.memory.backings import Backing
 from hostd.memory.errors import BackingError, SlotError, reason
-from hostd.memory.layout import ADDRESS_LIMIT, HOLES, KERNEL_BYTES_PER_PAGE, PAGE, SIZE_LIMIT
+from hostd.memory.layout import ADDRESS_LIMIT, HOLES, KERNEL_BYTES_PER_PAGE, PAGE, ROM_AREA, SIZE_LIMIT
 from hostd.memory.mapping import Mapping, Options
 
 if TYPE_CHECKING:
@@ -185,7 +185,8 @@ class SlotTable:
             raise SlotError(f"its size {size} is more than KVM gives one slot ({SIZE_LIMIT} bytes)")
         if gpa + size > ADDRESS_LIMIT:
             raise SlotError(f"it ends at {gpa + size:#x}, above the last guest physical address {ADDRESS_LIMIT - 1:#x}")
-        for hole_name, hole in HOLES.items():
+        in_rom = access == "ro" and ROM_AREA.start <= gpa and gpa + size <= ROM_AREA.stop
+        for hole_name, hole in () if in_rom else HOLES.items():
             if gpa < hole.stop and hole.start < gpa + size:
                 raise SlotError(
                     f"its {size} bytes reach into the {hole_name} ({hole.start:#x} to {hole.stop:#x}), "

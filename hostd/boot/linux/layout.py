@@ -6,12 +6,14 @@ from dataclasses import dataclass
 
 from hostd.boot.address_map import Span, round_up
 from hostd.boot.errors import ImageError
-from hostd.boot.linux.kernel import Kernel
-from hostd.memory.layout import HUGE_PAGE, MMIO_HOLE, PAGE, VGA_HOLE
+from hostd.boot.linux.kernel import Kernel, end_page
+from hostd.memory.layout import MMIO_HOLE, PAGE, VGA_HOLE
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
+WORKING_MEMORY = 24 * MIB
+"""beside kernel and initrd: what a kernel needs to reach its init"""
 
-# --- below 640 KiB: what is read while the kernel starts. Linux reserves the first 64 KiB of any PC, so nothing is lost.
+# --- below 640 KiB: what is read while the kernel starts. Linux reserves the first 64 KiB of any PC: nothing is lost.
 GDT = 0x1000
 """flat segments: the kernel keeps them until it has loaded its own"""
 START_INFO = 0x2000
@@ -20,8 +22,8 @@ ZERO_PAGE = 0x3000
 """boot_params, one page, for the 64-bit protocol"""
 PAGE_TABLES = 0x4000
 """PML4, PDPT and four directories: the first 4 GiB mapped to themselves, for the 64-bit protocol"""
-COMMAND_LINE = 0x1_0000
-"""NUL-terminated; behind the page tables, below the ACPI tables"""
+COMMAND_LINE = 0xC000
+"""NUL-terminated; behind the page tables, inside the first 64 KiB"""
 COMMAND_LINE_SIZE = 2048
 """x86 Linux's COMMAND_LINE_SIZE, the NUL included: it would cut a longer one without a word"""
 ACPI_TABLES = Span(0x9_0000, VGA_HOLE.start)
@@ -61,6 +63,8 @@ POWER_OFF_VALUE = SLEEP_TYPE_OFF << 2 | SLEEP_ENABLE
 # --- interrupts.
 SERIAL_GSI = 4
 """COM1's since the PC/AT; edge-triggered"""
+PCI_FIRST_SLOT = 1
+"""the first device behind the host bridge"""
 PCI_FIRST_GSI = 16
 PCI_GSIS = 8
 """slot n's INTx is GSI 16 + n % 8: the IOAPIC's last eight pins, level-triggered"""
@@ -116,4 +120,66 @@ def lay_out(memory: int, kernel: Kernel, initrd_size: int, extra_size: int, phys
     `phys_bits` is how many physical address bits the guest's CPUs have (`cpuid.physical_bits`). Raises ImageError when
     something doesn't fit, with the least memory that would do.
     """
-    raise NotImplementedError
+    if memory % PAGE:
+        raise ImageError(f"memory of {memory} bytes is no multiple of {PAGE}")
+    modules = round_up(initrd_size, PAGE) + round_up(extra_size, PAGE)
+    least = round_up(kernel.end + modules + WORKING_MEMORY, MIB)
+    if least > PCI_WINDOW.start:
+        raise ImageError(
+            f"{kernel.source}: the kernel, which ends at {kernel.end:#x}, and {modules} bytes of initrd don't fit below "
+            f"{PCI_WINDOW.start:#x}, where a guest's low memory ends; make the initrd smaller"
+        )
+    if memory < least:
+        raise ImageError(
+            f"{kernel.source}: {memory} bytes of memory are too little for this kernel, which ends at {kernel.end:#x}, and "
+            f"{modules} bytes of initrd; give the guest at least {least // MIB} MiB"
+        )
+    below = min(memory, PCI_WINDOW.start)
+    above = Span(ABOVE_4G, ABOVE_4G + memory - below)
+    extra = Span(below - round_up(extra_size, PAGE), below)
+    initrd = Span(extra.start - round_up(initrd_size, PAGE), extra.start)
+    return LinuxMap(
+        memory=memory,
+        ram=(*_around(kernel, initrd.start), *([above] if above.size else [])),
+        initrd=initrd,
+        extra=extra,
+        modules_size=initrd.size + extra_size if extra_size else initrd_size,
+        pci64=_window(above.end, phys_bits),
+        entries=_entries(below, above),
+    )
+
+
+def _around(kernel: Kernel, end: int) -> list[Span]:
+    """Return the RAM from 0 to `end` that is neither the VGA hole nor the kernel's."""
+    spans, at = [Span(0, VGA_HOLE.start)], HIGH_RAM
+    for segment in kernel.segments:
+        spans.append(Span(at, segment.gpa // PAGE * PAGE))
+        at = end_page(segment)
+    spans.append(Span(at, end))
+    return [span for span in spans if span.size]
+
+
+def _window(ram_end: int, phys_bits: int) -> Span:
+    """Return the 64-bit PCI window: from a power of two above all RAM to the CPU's last address, 1 TiB at most."""
+    limit = 1 << phys_bits
+    start = max(PCI_WINDOW_64, 1 << (ram_end - 1).bit_length())
+    if start >= limit:  # A small CPU: the upper half of what it can address, where RAM leaves that.
+        start = limit // 2
+    if ram_end > start:
+        raise ImageError(
+            f"memory that ends at {ram_end:#x} leaves no room for the 64-bit PCI window: this host's guests have "
+            f"{phys_bits} physical address bits; give the guest at most {(limit // 2 - (4 << 30)) // MIB + 3072} MiB"
+        )
+    return Span(start, min(limit, start + PCI_WINDOW_64_MAX))
+
+
+def _entries(below: int, above: Span) -> tuple[MapEntry, ...]:
+    entries = [
+        MapEntry(LOW_RAM.start, LOW_RAM.size, RAM),
+        MapEntry(ACPI_TABLES.start, ACPI_TABLES.size, ACPI_RECLAIM),
+        MapEntry(HIGH_RAM, below - HIGH_RAM, RAM),
+        MapEntry(ECAM.start, ECAM.size, RESERVED),
+    ]
+    if above.size:
+        entries.append(MapEntry(above.start, above.size, RAM))
+    return tuple(entries)

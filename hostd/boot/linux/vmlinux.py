@@ -1,0 +1,137 @@
+"""A vmlinux: its PT_LOADs, its two entries, its release. The file may be anything: every field is checked."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import re
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hostd.boot.errors import ImageError
+from hostd.boot.linux.kernel import Kernel, end_page
+from hostd.memory import Segment
+from hostd.memory.layout import PAGE, VGA_HOLE
+
+ELF_MAGIC = b"\x7fELF"
+MAX_HEADERS = 64
+MAX_NOTES = 1 << 20
+"""bytes of a PT_NOTE; a kernel's has some hundred"""
+ADDRESS_LIMIT = 1 << 32
+"""a kernel is entered with the first 4 GiB mapped, or with no paging at all"""
+PF_X = 1
+NOTE_OWNER, NOTE_PVH_ENTRY = b"Xen\0", 18
+"""XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h)"""
+NOTE = struct.Struct("<III")
+"""n_namesz, n_descsz, n_type"""
+BANNER = re.compile(rb"Linux version (\d[!-~]{0,127}) ")
+
+
+def read_vmlinux(path: Path, source: Path) -> Kernel:
+    """Read and check the vmlinux `path`, which is or was unpacked from `source`. Raises ImageError, OSError."""
+    with path.open("rb") as file:
+        try:
+            return _read(path, source, file)
+        except (ImageError, OSError):
+            raise
+        # pyelftools and construct raise many kinds on bytes that are no ELF (see hostd.boot.elf).
+        except Exception as error:
+            raise ImageError(f"{source}: its ELF file is damaged or cut off ({error})") from error
+
+
+def _read(path: Path, source: Path, file: BinaryIO) -> Kernel:
+    from elftools.elf.elffile import ELFFile
+
+    ident = file.read(16)
+    if ident[:4] != ELF_MAGIC:
+        raise ImageError(f"{source}: what it unpacks to is no ELF file, so no vmlinux")
+    if ident[4:5] != b"\x02":
+        raise ImageError(f"{source}: is a 32-bit kernel (ELF class {ident[4:5].hex()}); hostd boots 64-bit kernels")
+    size = os.fstat(file.fileno()).st_size
+    elf = ELFFile(file)
+    header = elf.header
+    if header.e_machine != "EM_X86_64" or not elf.little_endian:
+        raise ImageError(f"{source}: is built for {header.e_machine} (e_machine); this host runs x86-64")
+    if header.e_type != "ET_EXEC":
+        raise ImageError(f"{source}: has e_type {header.e_type}; a vmlinux is an ET_EXEC (a module is no kernel)")
+    if header.e_phoff + header.e_phnum * header.e_phentsize > size:
+        raise ImageError(f"{source}: is cut off: its program headers (e_phoff) end behind its {size} bytes")
+    if header.e_phnum > MAX_HEADERS:
+        raise ImageError(f"{source}: has {header.e_phnum} program headers (e_phnum); at most {MAX_HEADERS} are taken")
+    segments: list[Segment] = []
+    pvh = None
+    for part in elf.iter_segments():
+        if part.header.p_type == "PT_LOAD" and part.header.p_memsz:
+            segments.append(_segment(source, len(segments), part.header, size))
+        elif part.header.p_type == "PT_NOTE" and pvh is None:
+            pvh = _pvh_entry(source, part, size)
+    segments = _in_order(source, segments)
+    _check_entry(source, "e_entry", header.e_entry, segments)
+    if pvh is not None:
+        _check_entry(source, "the PVH entry (note Xen 18)", pvh, segments)
+    return Kernel(str(path), str(source), tuple(segments), header.e_entry, pvh, _release(file))
+
+
+def _segment(source: Path, index: int, header: Any, size: int) -> Segment:
+    where = f"{source}: PT_LOAD {index} at {header.p_paddr:#x}"
+    if header.p_filesz > header.p_memsz:
+        raise ImageError(f"{where}: p_filesz {header.p_filesz:#x} is more than p_memsz {header.p_memsz:#x}")
+    if header.p_offset + header.p_filesz > size:
+        raise ImageError(f"{where}: is cut off: its bytes end at {header.p_offset + header.p_filesz:#x} of {size:#x}")
+    if (header.p_paddr - header.p_offset) % PAGE:
+        raise ImageError(
+            f"{where}: p_offset {header.p_offset:#x} differs from p_paddr modulo {PAGE}, so it can't be mapped"
+        )
+    if header.p_paddr < VGA_HOLE.stop:
+        raise ImageError(f"{where}: p_paddr is below {VGA_HOLE.stop:#x}, where a PC has its video memory and firmware")
+    if header.p_paddr + header.p_memsz > ADDRESS_LIMIT:
+        raise ImageError(f"{where}: p_paddr and p_memsz {header.p_memsz:#x} put its end above 4 GiB")
+    return Segment(header.p_paddr, header.p_offset, header.p_filesz, header.p_memsz, header.p_flags)
+
+
+def _in_order(source: Path, segments: list[Segment]) -> list[Segment]:
+    if not segments:
+        raise ImageError(f"{source}: has no PT_LOAD, so nothing to boot")
+    segments = sorted(segments, key=lambda segment: segment.gpa)
+    for before, after in zip(segments, segments[1:], strict=False):
+        if end_page(before) > after.gpa // PAGE * PAGE:
+            raise ImageError(
+                f"{source}: its PT_LOADs at {before.gpa:#x} and {after.gpa:#x} (p_paddr) overlap or share a page"
+            )
+    return segments
+
+
+def _pvh_entry(source: Path, part: Any, size: int) -> int | None:
+    if part.header.p_filesz > MAX_NOTES or part.header.p_offset + part.header.p_filesz > size:
+        raise ImageError(f"{source}: its PT_NOTE has {part.header.p_filesz} bytes (p_filesz), too many or cut off")
+    notes = part.data()
+    at = 0
+    # Read here and not by pyelftools, which takes the numbers of every owner's notes for GNU's.
+    while at + NOTE.size <= len(notes):
+        name_size, size, kind = NOTE.unpack_from(notes, at)
+        name_at = at + NOTE.size
+        value_at = name_at + _aligned(name_size)
+        at = value_at + _aligned(size)
+        if kind == NOTE_PVH_ENTRY and notes[name_at : name_at + name_size] == NOTE_OWNER:
+            if size not in (4, 8) or value_at + size > len(notes):
+                raise ImageError(f"{source}: its PVH entry (note Xen 18) has {size} bytes instead of 4 or 8")
+            return int.from_bytes(notes[value_at : value_at + size], "little")
+    return None
+
+
+def _aligned(size: int) -> int:
+    return -(-size // 4) * 4
+
+
+def _check_entry(source: Path, field: str, entry: int, segments: list[Segment]) -> None:
+    for segment in segments:
+        if segment.gpa <= entry < segment.gpa + segment.file_size and segment.flags & PF_X:
+            return
+    raise ImageError(f"{source}: {field} is {entry:#x}, in no executable PT_LOAD; a vmlinux's is a physical address")
+
+
+def _release(file: BinaryIO) -> str:
+    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        found = BANNER.search(data)
+        return found[1].decode("ascii") if found else ""
