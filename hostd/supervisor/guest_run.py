@@ -18,7 +18,7 @@ SOUND_RUN = 10.0
 """seconds after which an earlier crash no longer delays a restart"""
 
 Result = dict[str, Any]
-"""{"outcome": "exit|fault|killed|error", "code", "message", "fault"}"""
+"""{"outcome": "exit|fault|killed|error|reboot|panic", "code", "message", "fault"}"""
 
 
 @dataclass(eq=False)
@@ -59,6 +59,9 @@ class GuestRun:
     def restart_delay(self) -> float | None:
         """Return in how many seconds it is to be started again, or None if it isn't."""
         assert self.result is not None
+        linux = self.plan.group.linux
+        if linux is not None and linux.reboot == "restart" and self.result["outcome"] == "reboot":
+            return None if self.stopping else 0.0
         failed = not succeeded(self.result)
         policy = self.plan.group.restart
         if self.stopping or policy == "no" or (policy == "on-failure" and not failed):
@@ -99,7 +102,7 @@ class GuestRun:
 
 def succeeded(result: Mapping[str, Any]) -> bool:
     """Tell whether a guest ended as it should: by itself, with exit code 0."""
-    return bool(result["outcome"] == "exit" and result["code"] == 0)
+    return bool(result["outcome"] in ("exit", "reboot") and result["code"] == 0)
 
 
 def failure(name: str, what: str, *, outcome: str = "error", code: int = 125) -> Result:
