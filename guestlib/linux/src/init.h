@@ -1,0 +1,26 @@
+/*
+ * init.h: PID 1 of the initramfs, up to the agent. What it goes by lies in /hostd (docs/linux-guest.md).
+ */
+#ifndef LINUX_INIT_H
+#define LINUX_INIT_H
+
+/* Says a sentence, has the host told that the guest failed, and powers off. */
+__attribute__((format(printf, 1, 2), noreturn)) void init_fail(const char *format, ...);
+
+int init_main(void);
+
+/* modules.c: loads what /lib/modules/order and /hostd/modules name. A module that can't be loaded is told of, no more. */
+void load_modules(void);
+
+/* root.c: mounts the root at `target` as /hostd/root says. Returns whether there is one. */
+int mount_root(const char *target);
+/* Makes `target` the root; returns a descriptor of the old one. free_initramfs gives that one's memory back. */
+int enter_root(const char *target);
+void free_initramfs(int old);
+
+/* tree.c: copies a directory's content into another, over what is there; files that exist are replaced. 0 or -errno with
+ * *where set to a path in static memory. */
+int copy_tree(const char *from, const char *to, const char **where);
+int copy_file(const char *from, const char *to, unsigned mode);
+
+#endif
