@@ -1,0 +1,94 @@
+"""cffi build script of `hostd.devices._devices`: the machine's buses and its devices."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cffi import FFI
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+
+# A new device: its C file here, its header and its functions below.
+SOURCES = [
+    "bus.c",
+    "interrupts.c",
+    "recorder.c",
+    "loop.c",
+    "machine.c",
+    "pci.c",
+    "bars.c",
+    "msix.c",
+    "terminal.c",
+    "serial.c",
+    "power.c",
+    "ivshmem.c",
+]
+HEADERS = ["machine.h", "terminal.h", "serial.h", "power.h", "ivshmem.h"]
+
+MACHINE = """
+    struct interrupt_record { uint32_t kind, on; uint64_t number, address; int64_t fd; };
+    struct interrupt_recorder { uint64_t count; struct interrupt_record records[...]; ...; };
+    struct bus { uint64_t unclaimed; ...; };
+    struct loop { uint64_t wakes, calls; ...; };
+    struct kvm_interrupts { uint64_t messages, lines, routings; ...; };
+    enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_REGISTERS, PCI_BAR_MEMORY, ... };
+    struct pci_bar { enum pci_bar_kind kind; uint32_t flags; uint64_t size, address, mapped; ...; };
+    struct msix { uint32_t count; int enabled, masked; uint64_t sent, held; ...; };
+    struct pci_ops { const char *name; ...; };
+    struct pci_device {
+        const struct pci_ops *ops; uint32_t slot; char name[...]; uint8_t config[...];
+        struct pci_bar bars[...]; struct msix msix; ...;
+    };
+    struct pci { uint32_t count; struct pci_device *devices[...]; uint64_t moves, bad_moves; ...; };
+    struct machine {
+        struct bus ports, mmio; struct pci pci; struct loop loop; uint32_t power; struct kvm_interrupts kvm;
+        struct interrupt_recorder *recorder; uint64_t port_exits, mmio_exits; ...;
+    };
+    enum machine_space { MACHINE_PORTS, MACHINE_MMIO, ... };
+    enum machine_power { MACHINE_ON, MACHINE_OFF, MACHINE_RESET, ... };
+    struct pci_place {
+        uint64_t ecam; uint16_t config_port; uint64_t low_start, low_end, high_start, high_end; uint32_t first_gsi, gsis;
+    };
+    struct machine_move { uint32_t slot, bar; uint64_t size, from, to; };
+    struct slot_rows;
+    struct machine *machine_new(struct slot_rows *memory, int vm_fd, const struct pci_place *place);
+    void machine_free(struct machine *machine);
+    int machine_start(struct machine *machine);
+    void machine_stop(struct machine *machine);
+    int machine_exit(void *machine, struct kvm_run *run);
+    int machine_access(
+        struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size, int write);
+    int machine_next_move(struct machine *machine, struct machine_move *move);
+    void machine_moved(struct machine *machine, uint32_t slot, uint32_t bar, uint64_t address);
+    int loop_once(struct loop *loop, int timeout_ms);
+    void msix_raise(struct pci_device *device, uint32_t vector);
+    void pci_intx(struct pci_device *device, int level);
+"""
+
+DEVICES = """
+    struct terminal { uint64_t written, lost, log_size; char panic[...]; ...; };
+    int terminal_open(struct terminal *terminal, struct loop *loop, int log_fd, const char *log_path, uint64_t log_limit,
+                      const char *socket_path);
+    void terminal_close(struct terminal *terminal);
+    int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct terminal *terminal);
+    int power_add(struct machine *machine, uint16_t port, uint8_t off_type, uint8_t reset_value);
+    struct ivshmem_peer { uint16_t peer, vector; int fd; };
+    struct ivshmem_config {
+        const char *name; uint64_t size; uint16_t position; const int *vectors; uint32_t vector_count;
+        const int *bells; uint32_t bell_count; const struct ivshmem_peer *peers; uint32_t peer_count;
+    };
+    int ivshmem_add(struct machine *machine, const struct ivshmem_config *config);
+"""
+
+ffibuilder = FFI()
+ffibuilder.cdef("struct kvm_run;\n" + MACHINE + DEVICES)
+ffibuilder.set_source(
+    "hostd.devices._devices",
+    "".join(f'#include "{header}"\n' for header in HEADERS),
+    sources=[str(HERE / name) for name in SOURCES],
+    include_dirs=[str(HERE), str(HERE / "virtio"), str(ROOT / "hostd/memory"), str(ROOT / "hostd/kvm")],
+    depends=[str(path) for path in sorted(HERE.glob("**/*.h"))],
+    libraries=["pthread"],
+    extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],
+)

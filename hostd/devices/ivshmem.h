@@ -1,0 +1,36 @@
+/*
+ * ivshmem.h: a region as a PCI device: QEMU's "Device Specification for Inter-VM shared memory device", revision 1.
+ *
+ * BAR0 registers, BAR1 MSI-X, BAR2 the region. Doorbells are eventfds: KVM signals them, and raises this guest's vectors.
+ */
+#ifndef HOSTD_DEVICES_IVSHMEM_H
+#define HOSTD_DEVICES_IVSHMEM_H
+
+#include "machine.h"
+
+/* One doorbell that the guest may ring: the write of (peer << 16 | vector) signals `fd`. */
+struct ivshmem_peer {
+    uint16_t peer, vector;
+    int fd;
+};
+
+/*
+ * `position`: this guest's id among the peers, 1 and up. `vectors`: its own eventfds. `bells`: eventfds of the region on which
+ * this guest also waits; they have other waiters and are never read. All descriptors stay the caller's and outlive it.
+ */
+struct ivshmem_config {
+    const char *name;
+    uint64_t size;                /* of the region: a power of two, at least a page */
+    uint16_t position;
+    const int *vectors;
+    uint32_t vector_count;        /* 1 to MSIX_VECTORS */
+    const int *bells;
+    uint32_t bell_count;
+    const struct ivshmem_peer *peers;
+    uint32_t peer_count;
+};
+
+/* Returns the slot or -errno. */
+int ivshmem_add(struct machine *machine, const struct ivshmem_config *config);
+
+#endif
