@@ -23,8 +23,19 @@ SOURCES = [
     "serial.c",
     "power.c",
     "ivshmem.c",
+    "virtio/virtqueue.c",
+    "virtio/device.c",
+    "virtio/common_cfg.c",
+    "virtio/transport.c",
+    "virtio/rng.c",
+    "virtio/blk.c",
+    "virtio/pmem.c",
+    "virtio/balloon.c",
+    "virtio/console.c",
+    "virtio/console_control.c",
 ]
 HEADERS = ["machine.h", "terminal.h", "serial.h", "power.h", "ivshmem.h"]
+VIRTIO_HEADERS = ["transport.h", "rng.h", "blk.h", "pmem.h", "balloon.h", "console.h"]
 
 MACHINE = """
     struct interrupt_record { uint32_t kind, on; uint64_t number, address; int64_t fd; };
@@ -81,11 +92,65 @@ DEVICES = """
     int ivshmem_add(struct machine *machine, const struct ivshmem_config *config);
 """
 
+VIRTIO = """
+    #define VQ_ERRORS ...
+    #define BLK_SERIAL ...
+    #define CONSOLE_PORTS ...
+    #define CONSOLE_NAME ...
+    #define BALLOON_RANGES ...
+    #define BALLOON_STATISTICS ...
+    const char *virtqueue_reason(int error);
+    struct virtqueue {
+        uint16_t size, max, vector; uint8_t enabled; uint64_t kicks, chains, interrupts, suppressed; ...;
+    };
+    struct virtio_ops { const char *name; uint16_t id; ...; };
+    struct virtio_device {
+        const struct virtio_ops *ops; uint64_t offered, accepted; uint8_t status, broken; uint32_t queue_count;
+        struct virtqueue *queues; uint64_t resets, breaks; uint64_t errors[...]; ...;
+    };
+    int virtio_pci_add(struct machine *machine, struct virtio_device *device, const char *name, int own_thread);
+    struct virtio_device *virtio_pci_device(struct machine *machine, uint32_t slot);
+    int virtio_pci_once(struct machine *machine, uint32_t slot, int timeout_ms);
+
+    struct virtio_rng { struct virtio_device device; uint64_t bytes; ...; };
+    struct virtio_rng *virtio_rng_new(struct slot_rows *memory);
+
+    enum blk_access { BLK_READ_ONLY, BLK_SHARED, BLK_PRIVATE };
+    struct virtio_blk {
+        struct virtio_device device; uint64_t sectors;
+        uint64_t reads, writes, flushes, discards, refused, failed, read_bytes, written_bytes; ...;
+    };
+    struct virtio_blk *virtio_blk_new(struct slot_rows *memory, int fd, uint64_t size, enum blk_access access,
+                                      int overlay_fd, const char *serial, uint32_t block_size);
+
+    struct virtio_pmem { struct virtio_device device; uint64_t flushes, failed; ...; };
+    struct virtio_pmem *virtio_pmem_new(struct slot_rows *memory, int fd, uint64_t start, uint64_t size);
+
+    struct virtio_balloon {
+        struct virtio_device device; uint64_t statistics_count, inflated, deflated, reported, released, refused; ...;
+    };
+    struct virtio_balloon *virtio_balloon_new(struct slot_rows *memory, int deflate_on_oom);
+    int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size);
+    void virtio_balloon_target(struct virtio_balloon *balloon, uint32_t pages);
+    uint32_t virtio_balloon_actual(struct virtio_balloon *balloon);
+    int virtio_balloon_poll(struct virtio_balloon *balloon);
+    uint64_t virtio_balloon_statistics(struct virtio_balloon *balloon, uint64_t *to);
+
+    struct console_port {
+        char name[...]; uint8_t exists, ready, guest_open, told_open;
+        uint64_t to_guest, to_host, dropped, clients; ...;
+    };
+    struct virtio_console { struct virtio_device device; uint32_t count; struct console_port ports[...]; ...; };
+    struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t count);
+    int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener);
+    int virtio_console_terminal(struct virtio_console *console, const char *name, struct terminal *terminal);
+"""
+
 ffibuilder = FFI()
-ffibuilder.cdef("struct kvm_run;\n" + MACHINE + DEVICES)
+ffibuilder.cdef("struct kvm_run;\n" + MACHINE + DEVICES + VIRTIO)
 ffibuilder.set_source(
     "hostd.devices._devices",
-    "".join(f'#include "{header}"\n' for header in HEADERS),
+    "".join(f'#include "{header}"\n' for header in HEADERS + VIRTIO_HEADERS),
     sources=[str(HERE / name) for name in SOURCES],
     include_dirs=[str(HERE), str(HERE / "virtio"), str(ROOT / "hostd/memory"), str(ROOT / "hostd/kvm")],
     depends=[str(path) for path in sorted(HERE.glob("**/*.h"))],

@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <linux/virtio_console.h>
 #include <linux/virtio_ids.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
@@ -19,26 +20,24 @@ enum { QUEUE_SIZE = 64, BATCH = 2 * QUEUE_SIZE };
 
 void console_update(struct virtio_console *console, struct console_port *port) {
     struct virtio_device *device = &console->device;
-    int live = virtio_live(device) && port->ready;
     /* A client is let in when the guest knows that the last one is gone: sessions never mix. */
-    int accepting = live && port->client.fd < 0 && (port->console || !port->told_open);
+    int accepting = virtio_live(device) && port->ready && port->client.fd < 0 && !port->told_open;
     if (port->listener.fd >= 0)
-        device->watch(device, &port->listener, accepting ? EPOLLIN : 0);
+        device->watch(device, &port->listener, accepting ? EPOLLIN : VIRTIO_UNWATCHED);
     if (port->client.fd < 0)
         return;
-    /* A bare EPOLLHUP wish is EPOLLRDHUP's: epoll reports hang-ups for any mask but an absent one. */
-    uint32_t events = EPOLLHUP;
+    uint32_t events = 0;
     if (port->guest_open && !port->no_room && !port->ended)
         events |= EPOLLIN;
     if (port->parked)
         events |= EPOLLOUT;
-    device->watch(device, &port->client, port->hung ? 0 : events);
+    device->watch(device, &port->client, port->hung ? VIRTIO_UNWATCHED : events);
 }
 
 void console_drop_client(struct virtio_console *console, struct console_port *port) {
     if (port->client.fd < 0)
         return;
-    console->device.watch(&console->device, &port->client, 0);
+    console->device.watch(&console->device, &port->client, VIRTIO_UNWATCHED);
     close(port->client.fd);
     port->client.fd = -1;
     port->ended = port->hung = port->parked = port->closing = 0;
@@ -53,7 +52,7 @@ static int serve_input(struct virtio_console *console, struct console_port *port
     struct virtqueue *queue = &device->queues[index];
     struct virtqueue_chain *chain = &device->chain;
     int result = 0;
-    port->no_room = 0;
+    port->no_room = port->hung = 0;
     for (int turn = 0; turn < BATCH && port->guest_open && port->client.fd >= 0 && !port->ended; turn++) {
         result = virtqueue_pop(queue, chain);
         if (result == 0) {
@@ -74,7 +73,7 @@ static int serve_input(struct virtio_console *console, struct console_port *port
             if (got < 0 && (errno == EAGAIN || errno == EINTR))
                 break;
             port->ended = 1; /* It may still read: it goes when it hangs up. */
-            if (got < 0 || port->hung)
+            if (got < 0)
                 console_drop_client(console, port);
             break;
         }
@@ -87,22 +86,37 @@ static int serve_input(struct virtio_console *console, struct console_port *port
     return result < 0 ? result : error;
 }
 
-/* --- from the guest to the client --- */
-
-/* A console's output: all of it to the sink, to the client what it takes at once. */
-static void print(struct console_port *port, const struct virtqueue_chain *chain) {
-    if (port->sink >= 0) {
-        ssize_t put;
-        do
-            put = writev(port->sink, chain->pieces, (int)chain->out_count);
-        while (put < 0 && errno == EINTR);
+/* Gives the guest what was typed at its console. 0 or -error. */
+static int serve_typed(struct virtio_console *console, struct console_port *port, uint32_t index) {
+    struct virtio_device *device = &console->device;
+    struct virtqueue *queue = &device->queues[index];
+    int result = 0;
+    while (port->guest_open && port->typed_size) {
+        result = virtqueue_pop(queue, &device->chain);
+        if (result == 0) {
+            result = virtqueue_rearm(queue);
+            if (result > 0)
+                continue;
+        }
+        if (result <= 0)
+            break;
+        uint64_t got = chain_write(&device->chain, 0, port->typed, port->typed_size);
+        if (!got)
+            return -VQ_REQUEST;
+        port->typed_size -= (uint32_t)got;
+        memmove(port->typed, port->typed + got, port->typed_size);
+        port->to_guest += got;
+        result = virtqueue_push(queue, device->chain.head, (uint32_t)got);
+        if (result)
+            break;
     }
-    if (port->client.fd < 0)
-        return;
-    struct msghdr message = {.msg_iov = (struct iovec *)chain->pieces, .msg_iovlen = chain->out_count};
-    ssize_t sent = sendmsg(port->client.fd, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
-    port->dropped += chain->out_size - (sent > 0 ? (uint64_t)sent : 0);
+    if (!port->typed_size)
+        terminal_more(port->terminal);
+    int error = virtio_signal(device, index);
+    return result < 0 ? result : error;
 }
+
+/* --- from the guest to the client --- */
 
 /* Sends the rest of the chain: 1 when it is done with, 0 when the client must read first, -error. */
 static int forward(struct virtio_console *console, struct console_port *port, const struct virtqueue_chain *chain) {
@@ -145,8 +159,9 @@ int console_serve_output(struct virtio_console *console, struct console_port *po
         }
         if (result <= 0)
             break;
-        if (port->console) {
-            print(port, chain);
+        if (port->terminal) {
+            for (uint32_t i = 0; i < chain->out_count; i++)
+                terminal_write(port->terminal, chain->pieces[i].iov_base, (uint32_t)chain->pieces[i].iov_len);
             port->to_host += chain->out_size;
         } else {
             result = forward(console, port, chain);
@@ -181,7 +196,10 @@ static int console_serve(struct virtio_device *device, uint32_t index) {
     struct console_port *port = &console->ports[console_port_of(index)];
     int result = 0;
     if (port->exists) {
-        result = index & 1 ? console_serve_output(console, port, index) : serve_input(console, port, index);
+        if (index & 1)
+            result = console_serve_output(console, port, index);
+        else
+            result = port->terminal ? serve_typed(console, port, index) : serve_input(console, port, index);
         console_update(console, port);
         if (!result)
             result = console_tell(console); /* The client may have gone. */
@@ -196,36 +214,35 @@ static void serve_now(struct virtio_console *console, uint32_t index) {
         virtio_serve(device, index);
 }
 
-static void client_ready(struct virtio_device *device, struct virtio_watch *watch, uint32_t events) {
+static void client_ready(struct virtio_device *device, struct virtio_watch *watch) {
     struct virtio_console *console = (struct virtio_console *)device;
     struct console_port *port = (struct console_port *)((char *)watch - offsetof(struct console_port, client));
     uint32_t input = console_input_of((uint32_t)(port - console->ports));
-    if (watch->fd < 0)
+    /* A call may come late, for the client before: what is true now counts. */
+    struct pollfd now = {.fd = watch->fd, .events = POLLIN | POLLOUT};
+    if (watch->fd < 0 || poll(&now, 1, 0) <= 0)
         return;
-    if (events & EPOLLOUT)
+    if (port->parked && (now.revents & (POLLOUT | POLLHUP | POLLERR)))
         serve_now(console, input + 1);
-    if (watch->fd >= 0 && (events & EPOLLIN)) {
+    if (watch->fd >= 0 && (now.revents & POLLIN) && port->guest_open && !port->no_room && !port->ended) {
         port->no_room = !device->queues[input].enabled; /* Or it would be ready for ever. */
         serve_now(console, input);
     }
-    if (watch->fd >= 0 && (events & (EPOLLHUP | EPOLLERR))) {
-        if (port->parked) /* Nobody will read it: sending fails now. */
-            serve_now(console, input + 1);
+    if (watch->fd >= 0 && (now.revents & (POLLHUP | POLLERR))) {
         /* Bytes that the guest has no buffer for yet are still to be had; with the port closed nobody wants them. */
         if (port->ended || !port->guest_open)
             console_drop_client(console, port);
-        else
+        else if (port->no_room)
             port->hung = 1;
     }
     console_update(console, port);
     serve_now(console, CONTROL_IN);
 }
 
-static void listener_ready(struct virtio_device *device, struct virtio_watch *watch, uint32_t events) {
-    (void)events;
+static void listener_ready(struct virtio_device *device, struct virtio_watch *watch) {
     struct virtio_console *console = (struct virtio_console *)device;
     struct console_port *port = (struct console_port *)((char *)watch - offsetof(struct console_port, listener));
-    if (port->client.fd >= 0 || watch->fd < 0)
+    if (port->client.fd >= 0 || port->told_open || !port->ready)
         return;
     int fd = accept4(watch->fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd < 0)
@@ -236,6 +253,29 @@ static void listener_ready(struct virtio_device *device, struct virtio_watch *wa
     serve_now(console, CONTROL_IN);
 }
 
+/* --- the console's terminal --- */
+
+static uint32_t typed_room(void *context) {
+    struct virtio_console *console = context;
+    struct console_port *port = &console->ports[0];
+    pthread_mutex_lock(&console->device.lock);
+    uint32_t room = virtio_live(&console->device) && port->guest_open ? CONSOLE_TYPED - port->typed_size : 0;
+    pthread_mutex_unlock(&console->device.lock);
+    return room;
+}
+
+static void typed_take(void *context, const uint8_t *bytes, uint32_t size) {
+    struct virtio_console *console = context;
+    struct console_port *port = &console->ports[0];
+    pthread_mutex_lock(&console->device.lock);
+    if (size > CONSOLE_TYPED - port->typed_size)
+        size = CONSOLE_TYPED - port->typed_size;
+    memcpy(port->typed + port->typed_size, bytes, size);
+    port->typed_size += size;
+    serve_now(console, 0);
+    pthread_mutex_unlock(&console->device.lock);
+}
+
 static void console_started(struct virtio_device *device) {
     struct virtio_console *console = (struct virtio_console *)device;
     struct console_port *port = &console->ports[0];
@@ -243,6 +283,8 @@ static void console_started(struct virtio_device *device) {
         return;
     /* 5.3.5: without control queues there is port 0, and it is always open. */
     port->ready = port->guest_open = 1;
+    if (port->terminal)
+        terminal_more(port->terminal);
     console_update(console, port);
 }
 
@@ -252,9 +294,9 @@ static void console_stopped(struct virtio_device *device) {
         struct console_port *port = &console->ports[i];
         console_drop_client(console, port);
         port->owed = port->ready = port->guest_open = port->told_open = port->no_room = port->parked = 0;
-        port->parked_done = 0;
+        port->parked_done = port->typed_size = 0;
         if (port->listener.fd >= 0)
-            device->watch(device, &port->listener, 0);
+            device->watch(device, &port->listener, VIRTIO_UNWATCHED);
     }
 }
 
@@ -262,19 +304,20 @@ static void console_stopped(struct virtio_device *device) {
 static void console_config_written(struct virtio_device *device, uint32_t offset, uint32_t size) {
     struct virtio_console *console = (struct virtio_console *)device;
     uint32_t place = offsetof(struct virtio_console_config, emerg_wr);
-    if (offset <= place && size > place - offset && console->ports[0].sink >= 0 &&
-        write(console->ports[0].sink, &device->config[place], 1) > 0)
-        console->ports[0].to_host++;
+    if (offset > place || size <= place - offset || !console->ports[0].terminal)
+        return;
+    terminal_write(console->ports[0].terminal, &device->config[place], 1);
+    console->ports[0].to_host++;
 }
 
 static void console_close(struct virtio_device *device) {
     struct virtio_console *console = (struct virtio_console *)device;
     for (uint32_t i = 0; i < console->count; i++) {
         const struct console_port *port = &console->ports[i];
-        int fds[] = {port->client.fd, port->listener.fd, port->sink};
-        for (int k = 0; k < 3; k++)
-            if (fds[k] >= 0)
-                close(fds[k]);
+        if (port->client.fd >= 0)
+            close(port->client.fd);
+        if (port->listener.fd >= 0)
+            close(port->listener.fd);
     }
     free(console);
 }
@@ -308,7 +351,6 @@ struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t cou
         struct console_port *port = &console->ports[i];
         port->listener = (struct virtio_watch){.fd = -1, .ready = listener_ready, .device = &console->device};
         port->client = (struct virtio_watch){.fd = -1, .ready = client_ready, .device = &console->device};
-        port->sink = -1;
     }
     struct virtio_console_config config = {.max_nr_ports = count};
     memcpy(console->device.config, &config, sizeof config);
@@ -317,16 +359,30 @@ struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t cou
     return console;
 }
 
-int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener, int sink,
-                        int as_console) {
+static struct console_port *new_port(struct virtio_console *console, uint32_t index, const char *name) {
     size_t length = strlen(name);
     if (index >= console->count || length >= CONSOLE_NAME || console->ports[index].exists)
-        return -EINVAL;
+        return NULL;
     struct console_port *port = &console->ports[index];
     memcpy(port->name, name, length);
-    port->listener.fd = listener;
-    port->sink = sink;
-    port->console = as_console != 0;
     port->exists = 1;
+    return port;
+}
+
+int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener) {
+    struct console_port *port = new_port(console, index, name);
+    if (!port)
+        return -EINVAL;
+    port->listener.fd = listener;
+    return 0;
+}
+
+int virtio_console_terminal(struct virtio_console *console, const char *name, struct terminal *terminal) {
+    struct console_port *port = new_port(console, 0, name);
+    if (!port)
+        return -EINVAL;
+    port->terminal = terminal;
+    struct terminal_input input = {.device = console, .room = typed_room, .take = typed_take};
+    terminal_set_input(terminal, &input);
     return 0;
 }

@@ -3,22 +3,26 @@
  *
  * A named port has one client at a time: who connects while there is one waits in the socket's backlog. The guest is told
  * when a client comes and goes, the client sees the end when the guest closes. Nothing is dropped while both ends are open:
- * who reads slowly stops the other (by an unread socket, by an unused buffer). Port 0 can be the guest's console (hvc0): its
- * output also goes to a file, and never waits for anyone, because Linux spins until a console's byte is taken.
+ * who reads slowly stops the other (by an unread socket, by an unused buffer). Port 0 can be the guest's console (hvc0), whose
+ * far end is a terminal: it never waits for anyone, because Linux spins until a console's byte is taken.
  */
 #ifndef HOSTD_VIRTIO_CONSOLE_H
 #define HOSTD_VIRTIO_CONSOLE_H
 
 #include "device.h"
+#include "terminal.h"
 
 #define CONSOLE_PORTS 16
-#define CONSOLE_NAME 32 /* bytes of the longest name, and one */
+#define CONSOLE_NAME 32   /* bytes of the longest name, and one */
+#define CONSOLE_TYPED 256 /* bytes that wait for the guest to read; more wait in the terminal */
 
 struct console_port {
     struct virtio_watch listener, client;
-    int sink;               /* console: where all output goes, or -1 */
+    struct terminal *terminal; /* a console's far end, instead of a socket; NULL: no console */
+    uint8_t typed[CONSOLE_TYPED]; /* for the console, until the guest has a buffer */
+    uint32_t typed_size;
     char name[CONSOLE_NAME];
-    uint8_t exists, console;
+    uint8_t exists;
     uint8_t owed;           /* control messages that the guest has not been sent yet */
     uint8_t ready;          /* the guest has made the port */
     uint8_t guest_open, told_open;
@@ -45,10 +49,12 @@ struct virtio_console {
 struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t count);
 
 /*
- * Make port `index`, before the guest runs. `listener` is a listening, non-blocking Unix stream socket or -1, `sink` a file
- * for a console's output or -1; both become the device's. With `console` the guest uses it as hvcN. 0 or -EINVAL.
+ * Make port `index`, before the guest runs: a socket's, `listener` being a listening, non-blocking Unix stream socket that
+ * becomes the device's. 0 or -EINVAL.
  */
-int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener, int sink,
-                        int as_console);
+int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener);
+
+/* Make port 0 the guest's console, on a terminal that outlives the device. 0 or -EINVAL. */
+int virtio_console_terminal(struct virtio_console *console, const char *name, struct terminal *terminal);
 
 #endif

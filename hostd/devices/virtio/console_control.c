@@ -11,7 +11,7 @@ enum { OWE_ADD = 1, OWE_CONSOLE = 2, OWE_NAME = 4 };
 /* The guest closed the port: the client gets what was sent before, then its end. */
 static int guest_closed(struct virtio_console *console, struct console_port *port, uint32_t index) {
     port->guest_open = 0;
-    if (port->client.fd < 0 || port->console)
+    if (port->client.fd < 0 || port->terminal)
         return 0;
     uint32_t output = console_input_of(index) + 1;
     struct virtqueue *queue = &console->device.queues[output];
@@ -47,13 +47,16 @@ static int take(struct virtio_console *console, const struct virtio_console_cont
         if (message->value != 1 || port->ready)
             break;
         port->ready = 1;
-        port->owed |= OWE_NAME | (port->console ? OWE_CONSOLE : 0);
+        port->owed |= OWE_NAME | (port->terminal ? OWE_CONSOLE : 0);
         break;
     case VIRTIO_CONSOLE_PORT_OPEN:
-        if (message->value == 1)
+        if (message->value == 1) {
             port->guest_open = 1;
-        else if (port->guest_open)
+            if (port->terminal)
+                terminal_more(port->terminal);
+        } else if (port->guest_open) {
             error = guest_closed(console, port, index);
+        }
     }
     console_update(console, port);
     return error;
@@ -134,7 +137,7 @@ static int tell_port(struct virtio_console *console, uint32_t index) {
             return sent;
         port->owed &= (uint8_t)~steps[i].owed;
     }
-    int open = port->console || port->client.fd >= 0;
+    int open = port->terminal != NULL || port->client.fd >= 0;
     if (!port->ready || open == port->told_open)
         return 1;
     int sent = send(console, index, VIRTIO_CONSOLE_PORT_OPEN, (uint16_t)open, NULL);

@@ -13,10 +13,12 @@
 #include <pthread.h>
 #include <stdint.h>
 
+#include "loop.h"
 #include "virtqueue.h"
 
 #define VIRTIO_CONFIG_MAX 64   /* bytes of the largest device configuration */
 #define VIRTIO_CONFIG_SOURCE (-1)
+#define VIRTIO_UNWATCHED UINT32_MAX
 
 /* Features of the queues and of the transport that every device here offers. */
 #define VIRTIO_RING_FEATURES ((1ull << VIRTIO_F_VERSION_1) | (1ull << 28) | (1ull << 29))
@@ -26,9 +28,11 @@ struct virtio_device;
 /* A file descriptor that a device waits on, in the thread that serves its queues. */
 struct virtio_watch {
     int fd;             /* -1: none */
-    uint32_t events;    /* EPOLLIN, EPOLLOUT, level-triggered; 0: not watched at all, a hang-up neither */
-    void (*ready)(struct virtio_device *device, struct virtio_watch *watch, uint32_t events); /* under the lock */
+    void (*ready)(struct virtio_device *device, struct virtio_watch *watch); /* under the lock; may come without cause */
     struct virtio_device *device;
+    struct loop_handler handler; /* from here on the transport's */
+    uint32_t events;
+    int watching;
 };
 
 struct virtio_ops {
@@ -50,6 +54,12 @@ struct virtio_ops {
     void (*started)(struct virtio_device *device);  /* DRIVER_OK: the accepted features are known */
     void (*stopped)(struct virtio_device *device);  /* reset, or broken: let go of every chain */
     void (*close)(struct virtio_device *device);    /* free the device; nothing runs any more */
+
+    /*
+     * The queues are another process's (docs/virtio.md, "A backend in another process"): `started` hands them over, `stopped`
+     * takes them back, `serve` is never called. See virtio_pci_kick and virtio_pci_call.
+     */
+    int external;
 };
 
 /* From `chain`: can't be served now; the device itself serves the queue again when it can. */
@@ -71,11 +81,15 @@ struct virtio_device {
     struct slot_rows *memory;
     struct virtqueue_chain chain; /* the one being served */
 
+    void *transport;
     /* The transport's. Tell the driver: queue `source` has used buffers, or VIRTIO_CONFIG_SOURCE. */
     void (*interrupt)(struct virtio_device *device, int source);
     /* The transport's. Serve this queue soon from its own thread. */
     void (*again)(struct virtio_device *device, uint32_t queue);
-    /* The transport's. Wait for `events` on the watch from now on; 0 ends that, and comes before its fd is closed. */
+    /*
+     * The transport's. Wait for `events` (EPOLLIN, EPOLLOUT; a hang-up is always told) on the watch from now on.
+     * VIRTIO_UNWATCHED ends that; it comes before the descriptor is closed.
+     */
     void (*watch)(struct virtio_device *device, struct virtio_watch *watch, uint32_t events);
 
     uint64_t resets, breaks, errors[VQ_ERRORS]; /* counters */
