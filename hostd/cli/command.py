@@ -73,6 +73,7 @@ def _exit_code(error: Exception) -> int | None:
     """Return the exit code for an error that is the user's or the host's; None for one of hostd's own."""
     # Imported here: a command that goes well needs none of them.
     from guestlib import BuildError
+    from hostd.bench import BenchError
     from hostd.boot.errors import ImageError
     from hostd.cluster.errors import ClusterFileError
     from hostd.control.client import ControlError
@@ -84,7 +85,7 @@ def _exit_code(error: Exception) -> int | None:
     signal = getattr(error, "signal", None)
     if isinstance(error, SupervisorError) and isinstance(signal, int):
         return 128 + signal
-    return FAILED if isinstance(error, SupervisorError | ControlError | ShmError | OSError) else None
+    return FAILED if isinstance(error, BenchError | SupervisorError | ControlError | ShmError | OSError) else None
 
 
 def _complain(command: str, error: Exception, *, as_json: bool) -> None:

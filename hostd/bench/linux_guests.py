@@ -1,0 +1,201 @@
+"""Linux guests beside QEMU microvm guests of the same kernel, initramfs, command line and memory, in the same run.
+
+Both boot the vmlinux that hostd maps (QEMU by its own PVH loader, which spares it the unpacking of a bzImage).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from hostd.bench import BenchError
+from hostd.cluster.file import from_tables
+from hostd.supervisor.fleet import Fleet
+from hostd.supervisor.guest_run import GuestRun
+from hostd.supervisor.preflight import prepare
+from hostd.supervisor.supervisor import Supervisor
+
+FIRST_LINE = b"hostd: init"
+"""what hostd's init says before anything else"""
+QEMU = "qemu-system-x86_64"
+BOOT_LIMIT = 120.0
+LOOK = 0.002
+SETTLE = 5.0
+"""seconds after the last guest's first line before memory is read: they load modules and mount"""
+CMDLINE = "console=ttyS0 panic=-1 quiet"
+
+
+def boot_times(kernel: str, memory: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return seconds to init's first line, hostd and QEMU alternating, `rounds` times after one that warms both up.
+
+    hostd: from the request to a supervisor that runs. QEMU: from the start of its process. Raises BenchError and what
+    `prepare` raises.
+    """
+    plan, boots = prepare(_cluster(kernel, memory, 1))
+    vmlinux, initrd = boots["guest"].files[0][0], boots["guest"].files[1][0]
+
+    async def measure() -> dict[str, Any]:
+        supervisor = Supervisor(plan, boots, foreground=True)
+        ours: list[float] = []
+        theirs: list[float] = []
+        try:
+            await supervisor.start()
+            run = supervisor.fleet.runs["guest"]
+            log = supervisor.directory.log("guest")
+            await _first_line(log, 0, run)
+            for number in range(rounds + 1):
+                await _stop(supervisor.fleet, run)
+                size = log.stat().st_size
+                start = time.monotonic()
+                run.stopping = False
+                supervisor.fleet.launch(run)
+                seconds = await _first_line(log, size, run) - start
+                other = await asyncio.to_thread(_qemu_boot, vmlinux, initrd, memory)
+                if number:
+                    ours.append(seconds)
+                    theirs.append(other)
+                tell(
+                    f"round {number} of {rounds}: hostd {seconds:.3f} s, QEMU {other:.3f} s"
+                    + " (warm-up)" * (number == 0)
+                )
+        finally:
+            await supervisor.close()
+        ratio = statistics.median(ours) / statistics.median(theirs)
+        return {
+            "hostd_seconds": ours,
+            "qemu_microvm_seconds": theirs,
+            "hostd_median": statistics.median(ours),
+            "qemu_microvm_median": statistics.median(theirs),
+            "ratio": ratio,
+        }
+
+    return asyncio.run(measure())
+
+
+def memory_figures(kernel: str, memory: int, count: int, tell: Callable[[str], None]) -> dict[str, Any]:
+    """Return what `count` guests of each kind cost: the fall of MemAvailable, and PSS of their processes, in bytes.
+
+    Caches are dropped before each reading (where allowed), so that page cache that anybody read is not counted.
+    """
+    plan, boots = prepare(_cluster(kernel, memory, count))
+    vmlinux, initrd = boots["guest"].files[0][0], boots["guest"].files[1][0]
+
+    async def ours() -> dict[str, Any]:
+        supervisor = Supervisor(plan, boots, foreground=True)
+        try:
+            before = _available()
+            await supervisor.start()
+            runs = supervisor.fleet.runs
+            for run in runs.values():
+                await _first_line(supervisor.directory.log(run.name), 0, run)
+            await asyncio.sleep(SETTLE)
+            pids = [run.pid for run in runs.values() if run.pid is not None]
+            return {"available": before - _available(), "pss": sum(map(_pss, pids))}
+        finally:
+            await supervisor.close()
+
+    tell(f"{count} guests of hostd")
+    hostd = asyncio.run(ours())
+    tell(f"{count} guests of QEMU microvm")
+    qemu = _qemu_memory(vmlinux, initrd, memory, count)
+    return {
+        "guests": count,
+        "memory": memory,
+        "hostd": {key: value // count for key, value in hostd.items()},
+        "qemu_microvm": {key: value // count for key, value in qemu.items()},
+        "ratio_pss": hostd["pss"] / qemu["pss"],
+        "ratio_available": hostd["available"] / qemu["available"] if qemu["available"] > 0 else None,
+        "how": "per guest; available: fall of the host's MemAvailable from before the first to after the last, caches "
+        "dropped each time; pss: mean of /proc/PID/smaps_rollup",
+    }
+
+
+def _cluster(kernel: str, memory: int, count: int) -> Any:
+    guest: dict[str, Any] = {"kernel": kernel, "memory": memory}
+    if count > 1:
+        guest["count"] = count
+    return from_tables(
+        Path("bench.toml").resolve(), {"cluster": {"name": f"bench-{os.getpid()}"}, "guest": {"guest": guest}}
+    )
+
+
+async def _first_line(log: Path, start: int, run: GuestRun) -> float:
+    """Wait for init's first line in `log` behind byte `start`; return when it was there (monotonic, seconds)."""
+    deadline = time.monotonic() + BOOT_LIMIT
+    while time.monotonic() < deadline:
+        if log.exists():
+            with log.open("rb") as file:
+                file.seek(start)
+                if FIRST_LINE in file.read():
+                    return time.monotonic()
+        if run.result is not None:
+            raise BenchError(f"{run.result['message'] or run.name + ' ended'} before its init said anything")
+        await asyncio.sleep(LOOK)
+    raise BenchError(f"guest {run.name}: its init said nothing in {BOOT_LIMIT:.0f} s")
+
+
+async def _stop(fleet: Fleet, run: GuestRun) -> None:
+    fleet.kill(run)
+    await fleet.wait_finished([run])
+
+
+@contextlib.contextmanager
+def _qemu(vmlinux: str, initrd: str, memory: int) -> Iterator[subprocess.Popen[bytes]]:
+    if shutil.which(QEMU) is None:
+        raise BenchError(f"{QEMU} is missing; install it: apt-get install qemu-system-x86")
+    command = [QEMU, "-M", "microvm,rtc=on", "-accel", "kvm", "-cpu", "host", "-m", f"{memory >> 20}"]
+    command += ["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"]
+    command += ["-kernel", vmlinux, "-initrd", initrd, "-append", CMDLINE]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _qemu_first_line(process: subprocess.Popen[bytes]) -> None:
+    assert process.stdout is not None
+    said = []
+    for line in process.stdout:
+        said.append(line.decode(errors="replace").strip())
+        if FIRST_LINE in line:
+            return
+    raise BenchError(f"QEMU ended before init said anything: {' / '.join(said[-3:])}")
+
+
+def _qemu_boot(vmlinux: str, initrd: str, memory: int) -> float:
+    start = time.monotonic()
+    with _qemu(vmlinux, initrd, memory) as process:
+        _qemu_first_line(process)
+        return time.monotonic() - start
+
+
+def _qemu_memory(vmlinux: str, initrd: str, memory: int, count: int) -> dict[str, int]:
+    before = _available()
+    with contextlib.ExitStack() as stack:
+        processes = [stack.enter_context(_qemu(vmlinux, initrd, memory)) for _ in range(count)]
+        for process in processes:
+            _qemu_first_line(process)
+        time.sleep(SETTLE)
+        return {"available": before - _available(), "pss": sum(_pss(process.pid) for process in processes)}
+
+
+def _available() -> int:
+    with contextlib.suppress(OSError):
+        Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    text = Path("/proc/meminfo").read_text()
+    return int(text[text.index("MemAvailable:") + 13 :].split(None, 1)[0]) << 10
+
+
+def _pss(pid: int) -> int:
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return int(text[text.index("\nPss:") + 5 :].split(None, 1)[0]) << 10
