@@ -70,7 +70,7 @@ MACHINE = """
     int machine_exit(void *machine, struct kvm_run *run);
     int machine_access(
         struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size, int write);
-    int machine_next_move(struct machine *machine, struct machine_move *move);
+    uint32_t machine_moves(struct machine *machine, struct machine_move *moves, uint32_t room);
     void machine_moved(struct machine *machine, uint32_t slot, uint32_t bar, uint64_t address);
     int loop_once(struct loop *loop, int timeout_ms);
     void msix_raise(struct pci_device *device, uint32_t vector);

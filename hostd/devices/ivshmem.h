@@ -20,7 +20,7 @@ struct ivshmem_peer {
  */
 struct ivshmem_config {
     const char *name;
-    uint64_t size;                /* of the region: a power of two, at least a page */
+    uint64_t size;                /* of the region, in bytes; BAR2 is the next power of two */
     uint16_t position;
     const int *vectors;
     uint32_t vector_count;        /* 1 to MSIX_VECTORS */

@@ -72,12 +72,12 @@ void machine_up(void);
 /* The guest's wish; the exit goes up. */
 void machine_set_power(struct machine *machine, enum machine_power power);
 
-/* Memory BARs that are to be mapped elsewhere than they are: the first one, or 0. Python maps it and says so. */
+/* Memory BARs that are to be mapped elsewhere than they are: at most `room`; returns how many. Python maps them and says so. */
 struct machine_move {
     uint32_t slot, bar;
     uint64_t size, from, to;      /* 0: nowhere */
 };
-int machine_next_move(struct machine *machine, struct machine_move *move);
+uint32_t machine_moves(struct machine *machine, struct machine_move *moves, uint32_t room);
 void machine_moved(struct machine *machine, uint32_t slot, uint32_t bar, uint64_t address);
 
 #endif

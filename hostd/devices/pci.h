@@ -19,7 +19,6 @@
 #define PCI_DEVICES 32
 #define PCI_BARS 6
 #define PCI_CONFIG_SIZE 256
-#define PCI_BAR_DOORBELLS 256  /* room to begin with; grows */
 
 struct machine;
 struct pci;
@@ -38,7 +37,8 @@ typedef void (*pci_write_fn)(struct pci_device *device, uint64_t offset, uint64_
 /* A doorbell in a BAR, which follows the BAR. */
 struct pci_doorbell {
     struct pci_device *device;
-    int bar, armed;
+    int bar;
+    int armed;                 /* KVM has it */
     uint64_t offset;
     struct doorbell doorbell;
 };
@@ -82,8 +82,8 @@ struct pci_device {
     uint8_t last_capability;   /* the register that points to it */
     struct pci_bar bars[PCI_BARS];
     struct msix msix;
-    int line;                  /* pci_intx: the device wants its interrupt; under pci.line_lock */
-    int line_disabled;         /* COMMAND says so; under pci.line_lock */
+    int line;                  /* pci_intx: the device wants its interrupt; written under pci.line_lock */
+    uint16_t command;          /* as it is after power-on */
 };
 
 /* A window from which BARs are given addresses before the guest starts, and in which it may move them. */
@@ -101,7 +101,7 @@ struct pci {
     struct pci_window low, high; /* for 32-bit and 64-bit BARs */
     uint32_t count;            /* of slots in use, the host bridge being 0 */
     struct pci_device *devices[PCI_DEVICES];
-    struct pci_doorbell **doorbells;
+    struct pci_doorbell *doorbells;
     uint32_t doorbell_count, doorbell_room;
     uint64_t moves, bad_moves; /* counters: BARs moved; sent to where they can't be */
 };
@@ -171,6 +171,21 @@ struct pci_place {             /* where hostd.boot.linux.layout puts it */
 int pci_open(struct pci *pci, struct machine *machine, const struct pci_place *place);
 void pci_close(struct pci *pci);
 int pci_start(struct pci *pci);
+
+/* All devices as after power-on, their BARs where they are. Nothing runs. */
 void pci_reset(struct pci *pci);
+
+/* --- between pci.c, bars.c and msix.c --- */
+
+#define PCI_COMMAND_MEMORY 0x2
+#define PCI_COMMAND_MASTER 0x4
+#define PCI_COMMAND_NO_INTX 0x400
+
+/* The guest has written BAR registers or turned decoding on: what is to answer elsewhere now does. Under pci.lock. */
+void bars_written(struct pci_device *device);
+/* The registers show where the BARs are. */
+void bars_show(struct pci_device *device);
+/* After a change of the line, of COMMAND or of MSI-X. */
+void pci_line(struct pci_device *device);
 
 #endif

@@ -25,7 +25,7 @@ struct terminal_client {
     struct terminal *terminal;
     uint8_t *backlog;
     uint32_t start, size;         /* of what is in the backlog, a ring */
-    int reading;
+    int reading, ended;           /* its input is watched; has come to its end */
 };
 
 /* Bytes of the input that the device can take now; and taking them. Called in the I/O thread with no lock held. */
@@ -41,11 +41,11 @@ struct terminal {
     int log_fd;                   /* -1: none; not the terminal's */
     char *log_path;               /* renamed to PATH.1 when it is full; NULL: it grows */
     uint64_t log_limit, log_size; /* bytes */
-    int listen_fd;
     char *socket_path;            /* removed at the end */
     struct loop_handler listener;
     struct terminal_client clients[TERMINAL_CLIENTS];
     struct terminal_input input;
+    uint64_t input_changes;       /* how often there has been room again */
     uint8_t tail[TERMINAL_TAIL];
     uint64_t written;             /* bytes of output in all; the tail's end is at written % TERMINAL_TAIL */
     char line[TERMINAL_LINE];     /* the line being written, as far as it fits */
