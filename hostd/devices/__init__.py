@@ -1,1 +1,1 @@
-"""The devices of a Linux guest: a bus of ports and addresses, PCI, and one C file per device behind a thin Python face."""
+"""The devices of a Linux guest: buses, PCI, and one C file per device behind a thin Python face."""

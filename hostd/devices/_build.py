@@ -59,7 +59,8 @@ MACHINE = """
     enum machine_space { MACHINE_PORTS, MACHINE_MMIO, ... };
     enum machine_power { MACHINE_ON, MACHINE_OFF, MACHINE_RESET, ... };
     struct pci_place {
-        uint64_t ecam; uint16_t config_port; uint64_t low_start, low_end, high_start, high_end; uint32_t first_gsi, gsis;
+        uint64_t ecam; uint16_t config_port; uint64_t low_start, low_end, high_start, high_end;
+        uint32_t first_gsi, gsis;
     };
     struct machine_move { uint32_t slot, bar; uint64_t size, from, to; };
     struct slot_rows;
@@ -79,8 +80,9 @@ MACHINE = """
 
 DEVICES = """
     struct terminal { uint64_t written, lost, log_size; char panic[...]; ...; };
-    int terminal_open(struct terminal *terminal, struct loop *loop, int log_fd, const char *log_path, uint64_t log_limit,
-                      const char *socket_path);
+    int terminal_open(
+        struct terminal *terminal, struct loop *loop, int log_fd, const char *log_path, uint64_t log_limit,
+        const char *socket_path);
     void terminal_close(struct terminal *terminal);
     int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct terminal *terminal);
     int power_add(struct machine *machine, uint16_t port, uint8_t off_type, uint8_t reset_value);

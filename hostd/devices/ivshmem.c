@@ -178,11 +178,6 @@ static const struct pci_ops ops = {
     .close = close_device,
 };
 
-static const struct pci_config identity = {
-    .vendor = 0x1af4, .device = 0x1110, .subsystem_vendor = 0x1af4, .subsystem = 0x1100, .revision = 1,
-    .class_code = 0x050000, .interrupt_pin = 1,
-};
-
 static struct loop_handler *handlers(struct ivshmem *device, const int *fds, uint32_t count, loop_fn fn) {
     struct loop_handler *list = calloc(count ? count : 1, sizeof *list);
     for (uint32_t i = 0; list && i < count; i++)
@@ -221,7 +216,7 @@ static int furnish(struct ivshmem *device, uint64_t size) {
     while (bar < size)
         bar *= 2;
     int error = pci_add_registers(pci, REGISTERS, REGISTERS_SIZE, 0, registers_read, registers_write);
-    if (!error)
+    if (!error && device->vector_count)
         error = msix_add(pci, device->vector_count, VECTORS);
     if (!error)
         error = pci_add_memory(pci, REGION, bar);
@@ -235,8 +230,12 @@ static int furnish(struct ivshmem *device, uint64_t size) {
 }
 
 int ivshmem_add(struct machine *machine, const struct ivshmem_config *config) {
-    if (!config->vector_count || config->vector_count > MSIX_VECTORS || !config->size || config->size > 1ull << 62)
+    if (config->vector_count > MSIX_VECTORS || !config->size || config->size > 1ull << 62)
         return -EINVAL;
+    struct pci_config identity = {
+        .vendor = 0x1af4, .device = 0x1110, .subsystem_vendor = 0x1af4, .subsystem = 0x1100, .revision = 1,
+        .class_code = 0x050000, .interrupt_pin = config->vector_count != 0,
+    };
     struct ivshmem *device = new_device(config);
     if (!device)
         return -ENOMEM;

@@ -23,7 +23,7 @@ struct ivshmem_config {
     uint64_t size;                /* of the region, in bytes; BAR2 is the next power of two */
     uint16_t position;
     const int *vectors;
-    uint32_t vector_count;        /* 1 to MSIX_VECTORS */
+    uint32_t vector_count;        /* at most MSIX_VECTORS; 0: the region alone, without interrupts */
     const int *bells;
     uint32_t bell_count;
     const struct ivshmem_peer *peers;
