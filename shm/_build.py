@@ -1,4 +1,4 @@
-"""cffi build script of `shm._shm`: the rings of include/shm for host processes, with waiting and bells."""
+"""cffi build script of `shm._shm`: the rings of include/shm for processes, with waiting and bells."""
 
 from __future__ import annotations
 
@@ -41,6 +41,7 @@ TYPES = """
     };
     struct barrier_shared { uint32_t generation; uint32_t data_wait; ...; };
     struct barrier_party { uint32_t arrived; uint32_t state; };
+    struct bell_device { uint32_t *registers; const char *uio; const char *config; };
     struct shm_end {
         struct shm_config config; int role; uint64_t spin_ns; uint64_t sleeps; uint64_t late; uint64_t rings;
         const char *field; ...;
@@ -53,6 +54,8 @@ CALLS = """
     uint64_t end_limit(uint32_t kind, uint64_t size);
     int end_open(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role,
                  int data_fd, int space_fd, int readonly);
+    int end_open_device(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config,
+                        int role, const struct bell_device *device, int readonly);
     void end_close(struct shm_end *end, int tell);
     int end_send(struct shm_end *end, const char *data, uint64_t size, int64_t timeout_ns);
     int end_reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, uintptr_t *payload);
@@ -86,7 +89,7 @@ ffibuilder.cdef("".join(f"#define {name} ...\n" for line in NUMBERS for name in 
 ffibuilder.set_source(
     "shm._shm",
     '#include "end.h"\n#include "loops.h"\n',
-    sources=[str(HERE / "src" / f"{name}.c") for name in ("end", "state", "loops")],
+    sources=[str(HERE / "src" / f"{name}.c") for name in ("end", "bell", "state", "loops")],
     include_dirs=[str(HERE / "include"), str(HERE / "src")],
     depends=[str(path) for path in sorted(HERE.glob("**/*.h"))],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],

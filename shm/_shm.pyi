@@ -58,6 +58,17 @@ class _Lib:
         readonly: bool,
         /,
     ) -> int: ...
+    def end_open_device(
+        self,
+        end: Any,
+        region: Any,
+        region_size: int,
+        config: Any,
+        role: int,
+        device: Any,
+        readonly: bool,
+        /,
+    ) -> int: ...
     def end_close(self, end: Any, tell: bool, /) -> None: ...
     def end_send(self, end: Any, data: Any, size: int, timeout_ns: int, /) -> int: ...
     def end_reserve(self, end: Any, size: int, timeout_ns: int, payload: Any, /) -> int: ...

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from shm._shm import ffi, lib
 from shm.errors import ChannelClosed, ChannelTimeout, MessageTooLong, PeerGone, RingError, ShmError
@@ -34,23 +34,13 @@ class End:
     role = ""
     timeout_error = ChannelTimeout
 
-    def __init__(self, region: Region, info: ChannelInfo, lane: int, memory: Any, readonly: bool) -> None:
+    def __init__(self, region: Region, info: ChannelInfo, lane: int) -> None:
         self.name = f"{region.name}/{info.name}"
         self.info = info
         self.lane = lane
         self._region: Region | None = region
         self._end = ffi.new("struct shm_end *")
-        bells = region.bells
-        result = lib.end_open(
-            self._end,
-            memory,
-            region.size,
-            info.config(lane),
-            ROLES.index(self.role),
-            bells[info.data_bell],
-            bells[info.space_bell],
-            readonly,
-        )
+        result = region._open_end(self._end, info, lane, ROLES.index(self.role))
         if result:
             self._region = None
             self._raise(result)

@@ -28,8 +28,8 @@ class Receiver(End):
 
     role = "receive"
 
-    def __init__(self, region: Region, info: ChannelInfo, lane: int, memory: Any, readonly: bool) -> None:
-        super().__init__(region, info, lane, memory, readonly)
+    def __init__(self, region: Region, info: ChannelInfo, lane: int) -> None:
+        super().__init__(region, info, lane)
         self._size = info.max_message
         self._buffer = _new("char[]", self._size)
         self._view = ffi.buffer(self._buffer)

@@ -8,7 +8,7 @@ import mmap
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from shm import layout, memory, naming
 from shm._shm import ffi, lib
@@ -57,6 +57,7 @@ class Region:
         *,
         readonly: bool = False,
         backing: memory.Backing = "shm",
+        offset: int = 0,
     ) -> None:
         self.name = name
         self.fd = fd
@@ -75,7 +76,7 @@ class Region:
         lib.end_register()
         try:
             prot = mmap.PROT_READ if readonly else mmap.PROT_READ | mmap.PROT_WRITE
-            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, prot)
+            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, prot, offset=offset)
         except (OSError, ValueError) as error:
             raise ShmError(f"region {name}: {size} bytes can't be mapped: {error}") from None
         self._memory = ffi.from_buffer("char[]", self._map)
@@ -201,12 +202,18 @@ class Region:
             raise ShmError(f"region {self.name} was opened read-only: it takes readonly=False to {role} on {channel}")
         given = self._ownership.claim(channel, role, lane, self)
         try:
-            end = kind(self, self.channels[channel], given, self._memory, self.readonly)
+            end = kind(self, self.channels[channel], given)
         except BaseException:
             self._ownership.release((channel, role, given), self)
             raise
         self._ends.add(end)
         return end
+
+    def _open_end(self, end: Any, info: ChannelInfo, lane: int, role: int) -> int:
+        """Open the C side of an end; return its result."""
+        bells = self.bells[info.data_bell], self.bells[info.space_bell]
+        config = info.config(lane)
+        return int(lib.end_open(end, self._memory, self.size, config, role, *bells, self.readonly))
 
     # --- peers -------------------------------------------------------------------------------------------------
 

@@ -6,18 +6,14 @@
 #include <linux/membarrier.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
-/*
- * A sleeper looks around this often even if no bell rings: a peer that never rings costs time, not a hang. `late` counts
- * when that was needed.
- */
-static const int64_t SLICE_NS = 200000000;
-/* A reader that can't write its sleep flag, and whose writer doesn't always ring. */
-static const int64_t UNHEARD_NS = 1000000;
+/* Naps of one that no bell wakes: short at first, then longer. */
+static const int64_t FIRST_NAP_NS = 20000, LONGEST_NAP_NS = 1000000;
+/* How long a spin goes on before signals are looked after. */
+static const uint64_t SPIN_SLICE_NS = 200000000;
 static const unsigned LOOKS = 64; /* spins between two looks at clock and peer */
 
 static uint64_t now_ns(void) {
@@ -30,18 +26,14 @@ int end_register(void) {
     return syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_GLOBAL_EXPEDITED, 0, 0) ? -errno : 0;
 }
 
-static void heavy_barrier(void) {
-    if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0)
-        __atomic_thread_fence(__ATOMIC_SEQ_CST); /* Then the channel is SHM_FENCED, and this is enough. */
+/* On a channel that is SHM_FENCED both sides fence, and that is enough. */
+static void heavy_barrier(const struct shm_end *end) {
+    if (end->config.flags & SHM_FENCED || syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) != 0)
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
 }
 
 static void ring_bell(struct shm_end *end) {
-    uint64_t one = 1;
-    if (end->ring_fd < 0)
-        return;
-    end->rings++;
-    while (write(end->ring_fd, &one, sizeof one) < 0 && errno == EINTR)
-        ;
+    end->rings += (uint64_t)bell_ring(&end->bell);
 }
 
 /* ---- opening and closing ----------------------------------------------------------------------------------------------- */
@@ -85,17 +77,9 @@ static int attach(struct shm_end *end, char *channel) {
     return failed;
 }
 
-static int listen_to(struct shm_end *end, int bell) {
-    end->wait_fd = epoll_create1(EPOLL_CLOEXEC);
-    if (end->wait_fd < 0)
-        return END_SYSTEM;
-    struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    return bell >= 0 && epoll_ctl(end->wait_fd, EPOLL_CTL_ADD, bell, &event) ? END_SYSTEM : SHM_OK;
-}
-
-int end_open(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role, int data_fd,
-             int space_fd, int readonly) {
-    *end = (struct shm_end){.config = *config, .role = role, .readonly = readonly, .ring_fd = -1, .wait_fd = -1};
+static int open_end(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role,
+                    int readonly) {
+    *end = (struct shm_end){.config = *config, .role = role, .readonly = readonly};
     end->spin_ns = 30000;
     uint64_t bytes = end_bytes(config);
     end->field = "size";
@@ -108,20 +92,34 @@ int end_open(struct shm_end *end, void *region, uint64_t region_size, const stru
         return END_ROLE;
     if (readonly && (config->kind != SHM_BROADCAST || role != END_RECEIVE))
         return END_ROLE;
-    end->ring_fd = role == END_RECEIVE ? space_fd : data_fd;
-    int failed = attach(end, (char *)region + config->offset);
-    if (!failed)
-        failed = listen_to(end, role == END_SEND ? space_fd : data_fd);
+    return attach(end, (char *)region + config->offset);
+}
+
+static int opened(struct shm_end *end, int failed) {
     if (failed) {
         int error = errno;
-        if (end->wait_fd >= 0)
-            close(end->wait_fd);
-        end->wait_fd = -1;
         free(end->lanes);
         end->lanes = NULL;
         errno = error;
     }
     return failed;
+}
+
+int end_open(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role, int data_fd,
+             int space_fd, int readonly) {
+    int failed = open_end(end, region, region_size, config, role, readonly);
+    if (!failed && bell_open_eventfds(&end->bell, role == END_RECEIVE ? space_fd : data_fd, role == END_SEND ? space_fd : data_fd))
+        failed = END_SYSTEM;
+    return opened(end, failed);
+}
+
+int end_open_device(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role,
+                    const struct bell_device *device, int readonly) {
+    int failed = open_end(end, region, region_size, config, role, readonly);
+    uint32_t number = role == END_RECEIVE ? config->space_bell : config->data_bell;
+    if (!failed && bell_open_device(&end->bell, device, number))
+        failed = END_SYSTEM;
+    return opened(end, failed);
 }
 
 static void tell_peers(struct shm_end *end) {
@@ -151,7 +149,7 @@ static void tell_peers(struct shm_end *end) {
 }
 
 void end_close(struct shm_end *end, int tell) {
-    if (end->wait_fd < 0)
+    if (!end->bell.open)
         return;
     __atomic_store_n(&end->closing, 1, __ATOMIC_SEQ_CST);
     struct timespec moment = {.tv_nsec = 1000000};
@@ -159,8 +157,7 @@ void end_close(struct shm_end *end, int tell) {
         nanosleep(&moment, NULL); /* At most a slice: whoever waits sees `closing`. */
     if (tell)
         tell_peers(end);
-    close(end->wait_fd);
-    end->wait_fd = -1;
+    bell_close(&end->bell);
     free(end->lanes);
     end->lanes = NULL;
     /* It stays busy: whoever still has it is told so. */
@@ -256,12 +253,13 @@ static int64_t left_ns(uint64_t start, int64_t timeout_ns) {
 
 static int sleep_for(const struct want *want, uint64_t start, int64_t timeout_ns) {
     struct shm_end *end = want->end;
-    int heard = !end->readonly || end->config.flags & SHM_ALWAYS_RING;
-    int64_t slice = heard ? SLICE_NS : UNHEARD_NS;
+    /* A reader that can't write its sleep flag hears nothing, unless its writer always rings. */
+    int heard = bell_hears(&end->bell) && (!end->readonly || end->config.flags & SHM_ALWAYS_RING);
+    int64_t slice = heard ? end->bell.slice_ns : FIRST_NAP_NS;
     for (int woken = 1;;) {
-        if (!end->readonly) {
+        if (heard && !end->readonly) {
             shm_sleep_begin(flag(want));
-            heavy_barrier();
+            heavy_barrier(end);
         }
         int ready = look(want);
         if (ready) {
@@ -274,10 +272,11 @@ static int sleep_for(const struct want *want, uint64_t start, int64_t timeout_ns
         if (left > slice)
             left = slice;
         end->sleeps++;
-        struct epoll_event event;
-        woken = epoll_wait(end->wait_fd, &event, 1, (int)((left + 999999) / 1000000));
+        woken = bell_wait(&end->bell, left);
         if (woken < 0)
             return errno == EINTR ? END_INTERRUPTED : END_SYSTEM;
+        if (!heard && slice < LONGEST_NAP_NS)
+            slice *= 2;
     }
 }
 
@@ -313,7 +312,7 @@ static int wait_for(const struct want *want, uint64_t *start, int64_t timeout_ns
         }
         if (!left_ns(*start, timeout_ns))
             return END_TIMEOUT;
-        if (spent >= (uint64_t)SLICE_NS)
+        if (spent >= SPIN_SLICE_NS)
             return END_INTERRUPTED; /* A signal during a spin shows nowhere else. */
     }
 }

@@ -1,10 +1,13 @@
 /*
- * end.h: one end of a channel in a host process: the rings of include/shm, with waiting, bells and time limits.
+ * end.h: one end of a channel in a process of the host or of a Linux guest: the rings of include/shm, with waiting, bells and
+ * time limits.
  *
  * No call needs Python's lock. An end is one thread's at a time: a second one gets END_BUSY.
  */
 #ifndef SHM_END_H
 #define SHM_END_H
+
+#include "bell.h"
 
 #include <shm/barrier.h>
 #include <shm/broadcast.h>
@@ -26,8 +29,7 @@ struct shm_end {
     struct shm_config config;
     int role;
     int readonly;          /* the region is mapped read-only: no states, no sleep flags */
-    int ring_fd;           /* bell of the other side, or -1 */
-    int wait_fd;           /* epoll set with the bell of this side, or -1 */
+    struct bell bell;      /* rings the other side, and wakes this one */
     uint64_t spin_ns;
     struct ring *lanes;    /* the consumer's of an mpsc */
     uint32_t busy, closing;
@@ -59,6 +61,10 @@ uint64_t end_limit(uint32_t kind, uint64_t size);
  */
 int end_open(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role, int data_fd,
              int space_fd, int readonly);
+
+/* The same in a Linux guest: waits on and rings by an ivshmem device, whose registers stay mapped as long as the end is open. */
+int end_open_device(struct shm_end *end, void *region, uint64_t region_size, const struct shm_config *config, int role,
+                    const struct bell_device *device, int readonly);
 
 /* Tells the peers and lets go. A thread that waits on this end returns END_CLOSING first. */
 void end_close(struct shm_end *end, int tell);

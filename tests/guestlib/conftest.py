@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,3 +15,16 @@ def party(tmp_path: Path) -> Iterator[Party]:
     party = Party(tmp_path)
     yield party
     party.close()
+
+
+@pytest.fixture
+def until() -> Callable[[Callable[[], object]], None]:
+    """Wait until something holds; fails after ten seconds."""
+
+    def wait(holds: Callable[[], object]) -> None:
+        deadline = time.monotonic() + 10
+        while not holds():
+            assert time.monotonic() < deadline, "it did not come to hold"
+            time.sleep(0.002)
+
+    return wait
