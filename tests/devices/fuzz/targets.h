@@ -1,0 +1,43 @@
+/* targets.h: the devices under test, with the host's side of each. */
+#ifndef HOSTD_FUZZ_TARGETS_H
+#define HOSTD_FUZZ_TARGETS_H
+
+#include "driver.h"
+#include "terminal.h"
+
+enum { CONSOLE_SOCKETS = 2, IVSHMEM_EVENTS = 3, DISK = 64 << 10 };
+
+/* One machine with one device that matters, and those that are always there. */
+struct bench {
+    struct machine *machine;
+    struct terminal terminal;
+    const struct target *target;
+    struct driver driver;
+    void *device;                     /* the target's own struct */
+    uint32_t slot;                    /* of the target, or 0 */
+    int ready;                        /* the driver is up */
+    int disk;                         /* the file behind it, ours, or -1 */
+    int listeners[CONSOLE_SOCKETS], clients[CONSOLE_SOCKETS]; /* -1: none */
+    int events[IVSHMEM_EVENTS];       /* -1: none */
+};
+
+struct target {
+    const char *name;
+    int virtio;
+    void (*make)(struct bench *bench);
+    /* A request that makes sense: fills segments, says which queue. */
+    uint32_t (*request)(struct bench *bench, struct segment *segments, uint32_t *queue);
+    void (*host)(struct bench *bench);  /* something happens on the host's side */
+    int (*prove)(struct bench *bench);  /* right after driver_open: the device does its work. 1 or 0 */
+};
+
+extern const struct target targets[];
+extern const uint32_t target_count;
+
+void targets_open(void);
+
+struct bench *bench_open(const struct target *target);
+/* Ends the program if the host's side was hurt. */
+void bench_close(struct bench *bench);
+
+#endif
