@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from hostd.boot.address_map import Span, round_up
+from hostd.boot.linux.firmware import map_firmware
 from hostd.boot.linux.kernel import Kernel, end_page
 from hostd.boot.linux.layout import LinuxMap
 from hostd.boot.unikernel import RamOptions
 from hostd.memory import Anonymous, Hugetlb, Image, Segment, SlotTable
-from hostd.memory.layout import HUGE_PAGE, PAGE, ROM_AREA
+from hostd.memory.layout import HUGE_PAGE, PAGE
 
 PF_X, PF_W = 1, 2
 KINDS = {PF_X: "text", PF_X | PF_W: "init", PF_W: "data", 0: "rodata"}
@@ -43,9 +44,7 @@ def map_guest(
         table.write(places.extra.start, extra)
     low, *high = places.ram
     table.add(low.start, low.size, Anonymous(), name="low", **row_options)
-    # Kernels search this area every 16 bytes, several times (SMBIOS, iBFT, MP tables, $PIR, option ROMs): without memory,
-    # that is some 65,000 exits. Zeros, read-only: an area without firmware; all of it costs one page of the host's.
-    table.add(ROM_AREA.start, len(ROM_AREA), Anonymous(), name="rom", access="ro")
+    map_firmware(table)
     for number, (part, huge) in enumerate(_parts(high, options.hugetlb)):
         table.add(part.start, part.size, Hugetlb() if huge else Anonymous(), name=f"ram.{number}", **row_options)
 
