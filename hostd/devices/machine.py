@@ -6,7 +6,7 @@ import errno
 import os
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from hostd.boot.linux import layout
 from hostd.devices._devices import ffi, lib
@@ -25,6 +25,9 @@ MOVES = 64
 
 class DeviceError(OSError):
     """A device could not be made; `errno` says why, the message which and what to do."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 class Terminal:
@@ -45,6 +48,19 @@ class Terminal:
 
     def describe(self) -> dict[str, Any]:
         return {"written": self.c.written, "lost": self.c.lost, "panic": self.panic}
+
+
+class Face(Protocol):
+    """The Python side of a device on the PCI bus."""
+
+    @property
+    def slot(self) -> int: ...
+
+    def describe(self) -> dict[str, Any]:
+        """Return what it counts, as plain values."""
+
+    def close(self) -> None:
+        """Give back what is not the machine's; after the machine was closed."""
 
 
 class _Memory:
@@ -68,21 +84,23 @@ class Machine:
         self._memory: dict[tuple[int, int], _Memory] = {}
         self._pending = threading.Lock()
         self.terminal: Terminal | None = None
+        self.faces: list[Face] = []
+        """the Python sides of devices that have one"""
         place = ffi.new(
             "struct pci_place *",
             {
                 "ecam": layout.ECAM.start,
                 "config_port": layout.CONFIG_PORT,
                 "low_start": layout.PCI_WINDOW.start,
-                "low_end": layout.PCI_WINDOW.stop,
+                "low_end": layout.PCI_WINDOW.end,
                 "high_start": pci64.start,
-                "high_end": pci64.stop,
+                "high_end": pci64.end,
                 "first_gsi": layout.PCI_FIRST_GSI,
                 "gsis": layout.PCI_GSIS,
             },
         )
-        rows = ffi.NULL if table is None else ffi.cast("struct slot_rows *", table.c_rows)
-        self.c = lib.machine_new(rows, -1 if vm is None else vm.fd, place)
+        self.memory = ffi.NULL if table is None else ffi.cast("struct slot_rows *", table.c_rows)
+        self.c = lib.machine_new(self.memory, -1 if vm is None else vm.fd, place)
         if not self.c:
             raise DeviceError(ffi.errno, f"the guest's devices can't be made: {os.strerror(ffi.errno)}")
 
@@ -172,6 +190,8 @@ class Machine:
                 self.terminal = None
             lib.machine_free(self.c)
             self.c = ffi.NULL
+            for face in self.faces:
+                face.close()
 
     def handle_pending(self) -> str | None:
         """Do what an Io or Mmio exit came up for; the exit itself is complete. Any vCPU's thread may call it.
@@ -205,8 +225,10 @@ class Machine:
     def describe(self) -> dict[str, Any]:
         """Return the devices and counters as plain values, for `hostd inspect`."""
         machine = self.c
+        own = {face.slot: face.describe() for face in self.faces}
+        devices = [_describe_device(machine.pci.devices[slot]) for slot in range(machine.pci.count)]
         return {
-            "pci": [_describe_device(machine.pci.devices[slot]) for slot in range(machine.pci.count)],
+            "pci": [device | own.get(slot, {}) for slot, device in enumerate(devices)],
             "terminal": None if self.terminal is None else self.terminal.describe(),
             "power": POWER[machine.power],
             "counters": {
