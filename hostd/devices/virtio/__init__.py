@@ -5,7 +5,7 @@ from __future__ import annotations
 from hostd.devices.virtio.balloon import Balloon, add_balloon
 from hostd.devices.virtio.blk import Blk, add_blk
 from hostd.devices.virtio.console import Console, add_console
-from hostd.devices.virtio.device import DeviceError, VirtioDevice
+from hostd.devices.virtio.device import VirtioDevice
 from hostd.devices.virtio.pmem import Pmem, add_pmem
 from hostd.devices.virtio.rng import Rng, add_rng
 
@@ -13,7 +13,6 @@ __all__ = [
     "Balloon",
     "Blk",
     "Console",
-    "DeviceError",
     "Pmem",
     "Rng",
     "VirtioDevice",

@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from hostd.devices._devices import ffi, lib
-from hostd.devices.virtio.device import DeviceError, VirtioDevice
+from hostd.devices.machine import DeviceError
+from hostd.devices.virtio.device import VirtioDevice
 from hostd.memory import SlotTable
 from hostd.memory.layout import PAGE
 
@@ -76,9 +77,9 @@ def add_balloon(machine: Machine, table: SlotTable, *, name: str = "balloon", de
     """
     device = lib.virtio_balloon_new(machine.memory, deflate_on_oom)
     balloon = Balloon(machine, device, name)
-    for row in table:
-        # Locked pages must stay: the host was asked to keep them.
-        if row.backing.kind == "anonymous" and row.writable and not row.options.lock:
-            if lib.virtio_balloon_allow(device, row.hva, row.size):
-                raise DeviceError(28, f"balloon {name}: more than {lib.BALLOON_RANGES} rows of memory")
+    # Locked pages must stay: the host was asked to keep them.
+    rows = [row for row in table if row.backing.kind == "anonymous" and row.writable and not row.options.lock]
+    for row in rows:
+        if lib.virtio_balloon_allow(device, row.hva, row.size):
+            raise DeviceError(28, f"balloon {name}: {len(rows)} rows of memory are more than {lib.BALLOON_RANGES}")
     return balloon

@@ -6,7 +6,8 @@ import os
 from typing import TYPE_CHECKING, Any, Literal
 
 from hostd.devices._devices import ffi, lib
-from hostd.devices.virtio.device import DeviceError, VirtioDevice, descriptor
+from hostd.devices.machine import DeviceError
+from hostd.devices.virtio.device import VirtioDevice, descriptor
 
 if TYPE_CHECKING:
     from hostd.devices.machine import Machine

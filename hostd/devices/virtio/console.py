@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hostd.devices._devices import ffi, lib
-from hostd.devices.virtio.device import DeviceError, VirtioDevice
+from hostd.devices.machine import DeviceError
+from hostd.devices.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
-    from hostd.devices.machine import Machine
+    from hostd.devices.machine import Machine, Terminal
 
 
 class Console(VirtioDevice):
@@ -43,11 +44,15 @@ class Console(VirtioDevice):
 
 
 def add_console(
-    machine: Machine, ports: Mapping[str, str | os.PathLike[str]], *, terminal: Any = None, name: str = "console"
+    machine: Machine,
+    ports: Mapping[str, str | os.PathLike[str]],
+    *,
+    terminal: Terminal | None = None,
+    name: str = "console",
 ) -> Console:
     """Add a console device with the named `ports`, each listening at its path; what is at that path goes.
 
-    With `terminal` (a cdata `struct terminal`) port 0 is a console of the guest, hvc0. Names have at most 31
+    With `terminal` port 0 is a console of the guest, hvc0. Names have at most 31
     bytes. Raises DeviceError.
     """
     if len(ports) >= lib.CONSOLE_PORTS:
@@ -57,7 +62,7 @@ def add_console(
     console = Console(machine, device, name, made)
     try:
         if terminal is not None:
-            lib.virtio_console_terminal(device, b"console", terminal)
+            lib.virtio_console_terminal(device, b"console", terminal.c)
         for index, (port, path) in enumerate(ports.items(), 1):
             if not port or len(port.encode()) >= lib.CONSOLE_NAME:
                 raise DeviceError(22, f"console {name}: port name {port!r} has not 1 to {lib.CONSOLE_NAME - 1} bytes")

@@ -6,21 +6,10 @@ import os
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from hostd.devices._devices import ffi, lib
+from hostd.devices.machine import DeviceError, pci_address
 
 if TYPE_CHECKING:
     from hostd.devices.machine import Machine
-
-NO_VECTOR = 0xFFFF
-
-
-class DeviceError(OSError):
-    """A device that can't be had; the text is a sentence."""
-
-    def __init__(self, errno: int, text: str) -> None:
-        super().__init__(errno, text)
-
-    def __str__(self) -> str:
-        return str(self.strerror)
 
 
 class VirtioDevice:
@@ -42,11 +31,13 @@ class VirtioDevice:
             why = "no PCI slot is left" if slot == -28 else os.strerror(-slot).lower()
             raise DeviceError(-slot, f"{self.kind} {name}: it cannot be added: {why}")
         self.slot: int = slot
+        machine.faces.append(self)
+        machine.faces.append(self)
 
     @property
     def address(self) -> str:
         """Where the guest's kernel finds it, as lspci writes it."""
-        return f"0000:00:{self.slot:02x}.0"
+        return pci_address(self.slot)
 
     def describe(self) -> dict[str, Any]:
         """Return what `hostd inspect` shows: plain values."""

@@ -6,13 +6,15 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from hostd.devices._devices import ffi, lib
+from hostd.devices.machine import DeviceError
 from hostd.devices.virtio.blk import Access
-from hostd.devices.virtio.device import DeviceError, VirtioDevice, descriptor
+from hostd.devices.virtio.device import VirtioDevice, descriptor
 from hostd.memory import Anonymous, Image, SharedFile, SlotTable
 from hostd.memory.layout import HUGE_PAGE, PAGE
 
 if TYPE_CHECKING:
     from hostd.devices.machine import Machine
+    from hostd.memory.table import Access as SlotAccess
 
 ALIGN = HUGE_PAGE
 """Linux takes persistent memory in sections of 2 MiB"""
@@ -48,7 +50,7 @@ def add_pmem(
     gpa: int,
     name: str = "pmem",
 ) -> Pmem:
-    """Add rows for `file`, a path or a descriptor (which stays the caller's), at `gpa`, and the device that tells of them.
+    """Add rows for `file`, a path or a descriptor (which stays the caller's), at `gpa`, and their device.
 
     `access`: "ro": a read-only row, a guest's write has no effect; "private": pages are the guest's own once it
     writes them (MAP_PRIVATE); "shared": what the guest writes is in the file, and durable after its flush.
@@ -67,8 +69,8 @@ def add_pmem(
         mapped = -(-size // PAGE) * PAGE
         # A read-only row of a shared mapping: the page cache's pages, and nothing reserved.
         backing = Image(fd) if access == "private" else SharedFile(fd)
-        slot_access = "ro" if access == "ro" else "rw"
-        rows.append(table.add(gpa, mapped, backing, name=f"{name}", access=slot_access))
+        slot_access: SlotAccess = "ro" if access == "ro" else "rw"
+        rows.append(table.add(gpa, mapped, backing, name=name, access=slot_access))
         if mapped < span(size):
             rest = span(size) - mapped
             rows.append(table.add(gpa + mapped, rest, Anonymous(), name=f"{name}.pad", access=slot_access))
