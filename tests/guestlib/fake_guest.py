@@ -36,7 +36,8 @@ class FakeGuest:
             (self.run / "cluster").write_text("tests\n")
             (self.run / "regions").write_text(f"link {ADDRESS} {access} 1\n")
             (self.run / "channels").write_text("".join(f"{line}\n" for line in lines))
-        self.registers = mmap.mmap(os.open(self.device / "resource0", os.O_RDWR), 4096)
+        with (self.device / "resource0").open("r+b") as file:
+            self.registers = mmap.mmap(file.fileno(), 4096)
         self._uio: int | None = None
 
     def with_uio(self) -> None:

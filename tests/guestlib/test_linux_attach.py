@@ -254,7 +254,7 @@ def test_uio_that_is_insisted_on_and_absent_is_an_error(fake: Callable[..., Fake
 def test_a_device_that_is_not_there_is_told(fake: Callable[..., FakeGuest]) -> None:
     made = fake()
     (made.run / "regions").write_text("link 0000:00:09.0 rw 1\n")
-    with attach(made) as guest, pytest.raises(shm.ShmError, match="no ivshmem device at PCI address 0000:00:09.0"):
+    with attach(made) as guest, pytest.raises(shm.ShmError, match="no ivshmem device at PCI address"):
         guest.region("link")
 
 
