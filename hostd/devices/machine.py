@@ -148,6 +148,8 @@ class Machine:
         `peers[p][v]` is the eventfd of peer p's vector v, `peers[peer]` this guest's own; `waits` are eventfds of the
         region which also interrupt it. The caller keeps them all open. Without `peers`: a region without interrupts.
         """
+        # A BAR is a power of two; behind the region's end it shows nothing.
+        bar_size = 1 << (size - 1).bit_length()
         own = ffi.new("int[]", list(peers[peer]) if peers else [])
         bells = ffi.new("int[]", list(waits))
         doorbells = [(p, v, fd) for p, vectors in enumerate(peers) for v, fd in enumerate(vectors)]
@@ -155,7 +157,7 @@ class Machine:
         text = ffi.new("char[]", name.encode())
         config = ffi.new(
             "struct ivshmem_config *",
-            (text, size, peer if peers else 0, own, len(own), bells, len(bells), others, len(others)),
+            (text, bar_size, peer if peers else 0, own, len(own), bells, len(bells), others, len(others)),
         )
         slot = check(lib.ivshmem_add(self.c, config), f"region {name} as a PCI device")
         self.show_memory(slot, 2, name, size, backing, access)

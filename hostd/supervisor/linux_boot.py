@@ -19,8 +19,7 @@ from hostd.supervisor.programs import cache_folder
 
 CMDLINE = "console=ttyS0 panic=-1 quiet"
 """a panic resets at once, which ends the guest; what a user's own `cmdline` says comes later and counts"""
-FLAT = 2 << 20
-"""files that are mapped as pmem are whole multiples of this: Linux maps them in sections"""
+SECTOR = 512
 
 MAGICS = (
     (0x438, b"\x53\xef", "ext4"),
@@ -102,12 +101,8 @@ def _disk(where: str, disk: Disk) -> tuple[Path, dict[str, Any]]:
         raise ClusterFileError(f"{where}: {path}: cannot be opened: {error.strerror}") from None
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISBLK(found.st_mode)):
         raise ClusterFileError(f"{where}: {path}: is no file and no block device")
-    unit = FLAT if disk.device == "pmem" else 512
-    if size == 0 or size % unit:
-        raise ClusterFileError(
-            f"{where}: {path}: its size, {size} bytes, is no multiple of {unit}, as a {disk.device} disk needs it; "
-            f"make it so with `truncate -s %{unit} {path.name}`"
-        )
+    if size < SECTOR:
+        raise ClusterFileError(f"{where}: {path}: has {size} bytes, which is no disk")
     return path, {"path": str(path), "device": disk.device, "access": disk.access, "size": size}
 
 

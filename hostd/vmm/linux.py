@@ -1,0 +1,169 @@
+"""One Linux guest: its VM, slot table, vCPUs and devices, from a spec to a result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from hostd.boot.address_map import Span, round_up
+from hostd.boot.errors import ImageError
+from hostd.boot.linux import cpuid
+from hostd.boot.linux.kernel import Kernel
+from hostd.boot.linux.layout import LinuxMap, lay_out
+from hostd.boot.linux.registers import enter_kernel
+from hostd.boot.linux.rows import map_guest
+from hostd.boot.linux.tables import write_tables
+from hostd.boot.unikernel import RamOptions
+from hostd.devices.machine import Machine
+from hostd.devices.virtio import add_balloon, add_blk, add_console, add_pmem, add_rng
+from hostd.devices.virtio.pmem import span
+from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
+from hostd.memory import RegionBacking, SlotTable
+
+Report = Callable[[str, int | float | str], None]
+
+AGENT_PORT = "hostd.agent"
+"""the virtio-console port on which hostd's agent answers (docs/agent-protocol.md)"""
+WINDOW_UNIT = 1 << 30
+PANIC, TRIPLE_FAULT = 134, 136
+"""exit codes: as of a process that aborts, and of one that dies of exception 8"""
+
+
+class LinuxGuest:
+    """A guest ready to run.
+
+    `descriptors` are the kernel's, the regions', the bells', the archive's, the initrd's and the disks', in the order
+    of the spec; the caller keeps them open as long as the guest lives. Raises OSError or ImageError when the host
+    can't give what the spec asks for.
+    """
+
+    def __init__(self, spec: dict[str, Any], descriptors: list[int], console: int, report: Report) -> None:
+        self.name: str = spec["name"]
+        kernel_file, *rest = descriptors
+        count = len(spec["regions"])
+        regions, rest = rest[:count], rest[count:]
+        self.bells, rest = rest[: spec["bells"]], rest[spec["bells"] :]
+        archive, initrd, *disks = rest
+        boot = spec["image"]
+        kernel = Kernel.of(boot["kernel"])
+        with System.open() as system:
+            self._supported = system.supported_cpuid()
+            self.vm = system.create_vm()
+            self.vm.set_tss_addr()
+            self.vm.irqchip()
+            self.vcpus = [self._vcpu(system, number, boot["vcpus"]) for number in range(boot["vcpus"])]
+        self.table = SlotTable(self.vm)
+        places, pmem = self._fill_memory(spec, kernel, kernel_file, initrd, _contents(archive))
+        enter_kernel(self.vcpus[0], kernel)
+        self.machine = Machine(self.vm, self.table, places.pci64)
+        self._plug_in(spec, console, regions, disks, pmem)
+        for vcpu in self.vcpus:
+            vcpu.on_exit(*self.machine.exit_handler)
+        self.machine.start()
+
+    def _vcpu(self, system: System, number: int, count: int) -> Vcpu:
+        vcpu = self.vm.create_vcpu(number)
+        deadline = bool(system.capability("TSC_DEADLINE_TIMER"))
+        cpuid.prepare_vcpu(vcpu, self._supported, number, count, deadline=deadline)
+        return vcpu
+
+    def _fill_memory(
+        self, spec: dict[str, Any], kernel: Kernel, kernel_file: int, initrd: int, archive: bytes
+    ) -> tuple[LinuxMap, int]:
+        """Fill the slot table; return the layout, and the address from which pmem disks lie."""
+        boot = spec["image"]
+        bits = cpuid.physical_bits(self._supported)
+        places = lay_out(spec["memory"], kernel, boot["initrd_size"], len(archive), bits)
+        pmem = places.pci64.start
+        places = _behind(places, sum(span(disk["size"]) for disk in boot["disks"] if disk["device"] == "pmem"))
+        options = RamOptions(**spec["options"])
+        map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options)
+        write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"])
+        return places, pmem
+
+    def _plug_in(self, spec: dict[str, Any], console: int, regions: list[int], disks: list[int], pmem: int) -> None:
+        """Add the devices: regions first, so that their PCI addresses are known beforehand (handover.py)."""
+        machine, boot, folder = self.machine, spec["image"], f"{spec['dir']}/guests/{self.name}"
+        log = f"{spec['dir']}/logs/{self.name}.log"
+        self.terminal = machine.add_terminal(console, log, spec["log_limit"], f"{folder}.console.sock")
+        machine.add_serial()
+        machine.add_power()
+        for region, descriptor, doorbells in zip(spec["regions"], regions, spec["doorbells"], strict=True):
+            machine.add_ivshmem(
+                region["name"],
+                RegionBacking(descriptor),
+                region["size"],
+                region["access"],
+                peer=doorbells["peer"],
+                peers=[[self.bells[number] for number in vectors] for vectors in doorbells["peers"]],
+                waits=[self.bells[number] for number in doorbells["waits"]],
+            )
+        for number, (disk, descriptor) in enumerate(zip(boot["disks"], disks, strict=True)):
+            if disk["device"] == "pmem":
+                add_pmem(machine, self.table, descriptor, disk["access"], gpa=pmem, name=f"pmem.{number}")
+                pmem += span(disk["size"])
+            else:
+                add_blk(machine, descriptor, disk["access"], name=f"disk.{number}")
+        ports = {AGENT_PORT: f"{folder}.agent.sock"} | {name: f"{folder}.{name}.sock" for name in boot["ports"]}
+        add_console(machine, ports, terminal=self.terminal)
+        add_rng(machine)
+        self.balloon = add_balloon(machine, self.table) if boot["balloon"] else None
+
+    def allow_console(self, size: int) -> None:
+        """Nothing to do: the terminal keeps the log within its limit."""
+
+    @property
+    def console_full(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """Give back the VM and its memory; the guest must not be running."""
+        self.machine.close()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.table.close()
+        self.vm.close()
+
+    @property
+    def counters(self) -> dict[str, Any]:
+        """Exits by vCPU, and what the devices count."""
+        return {"vcpus": [vcpu.counters for vcpu in self.vcpus], "devices": self.machine.describe()}
+
+    def step(self, index: int) -> dict[str, Any] | None:
+        """Run vCPU `index` until something happens that is not served in C; return the result once there is one."""
+        event = self.vcpus[index].run()
+        if isinstance(event, Interrupted):
+            return None
+        power = self.machine.handle_pending()
+        if power is not None:
+            return self._ended(power)
+        if isinstance(event, Io | Mmio):
+            return None
+        if isinstance(event, Shutdown):
+            return self._result("fault", TRIPLE_FAULT, "triple fault: an exception that its kernel couldn't handle")
+        return self._result("error", 125, f"its vCPU {index} stopped: {event}")
+
+    def _ended(self, power: str) -> dict[str, Any]:
+        if self.terminal.panic:
+            return self._result("panic", PANIC, self.terminal.panic)
+        if power == "off":
+            return self._result("exit", 0, "")
+        return self._result("reboot", 0, "it rebooted")
+
+    def _result(self, outcome: str, code: int, what: str) -> dict[str, Any]:
+        message = f"guest {self.name}: {what}" if what else ""
+        return {"outcome": outcome, "code": code, "message": message, "fault": None}
+
+
+def _behind(places: LinuxMap, size: int) -> LinuxMap:
+    """Move the start of the 64-bit PCI window behind `size` bytes of pmem."""
+    start = places.pci64.start + round_up(size, WINDOW_UNIT)
+    if start >= places.pci64.end:
+        raise ImageError(f"{size} bytes of pmem disks don't fit into the guest's physical addresses; use blk disks")
+    return replace(places, pci64=Span(start, places.pci64.end))
+
+
+def _contents(descriptor: int) -> bytes:
+    return os.pread(descriptor, os.fstat(descriptor).st_size, 0)
