@@ -74,6 +74,7 @@ MACHINE = """
     uint32_t machine_moves(struct machine *machine, struct machine_move *moves, uint32_t room);
     void machine_moved(struct machine *machine, uint32_t slot, uint32_t bar, uint64_t address);
     int loop_once(struct loop *loop, int timeout_ms);
+    int pci_start(struct pci *pci);
     void msix_raise(struct pci_device *device, uint32_t vector);
     void pci_intx(struct pci_device *device, int level);
 """
