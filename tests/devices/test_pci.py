@@ -227,7 +227,7 @@ def test_errors_in_status_are_cleared_by_writing_ones(machine, driver, eventfds)
 def test_a_full_bus_says_so(machine, eventfds):
     for number in range(31):
         machine.add_ivshmem(f"r{number}", Anonymous(), 4096, "rw")
-    with pytest.raises(DeviceError, match="region last.*31 devices"):
+    with pytest.raises(DeviceError, match=r"region last.*31 devices"):
         machine.add_ivshmem("last", Anonymous(), 4096, "rw")
 
 
