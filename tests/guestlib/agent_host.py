@@ -86,8 +86,14 @@ class Host:
             while protocol.SYNC not in self.bytes:
                 self._more()
             self.bytes = self.bytes.partition(protocol.SYNC)[2]
-            kind, stream, payload = self.receive()
-            if kind == Type.WELCOME:
+            while len(self.bytes) < protocol.FRAME.size:
+                self._more()
+            length, stream, kind = protocol.FRAME.unpack_from(self.bytes)
+            end = protocol.FRAME.size + length + protocol.MARK.size
+            while kind == Type.WELCOME and length < 1024 and len(self.bytes) < end:
+                self._more()
+            if kind == Type.WELCOME and self.bytes[end - 4 : end] == protocol.MARK.pack(self.session):
+                payload = self.receive()[2]
                 break
         assert stream == 0
         self.version, self.flags = protocol.WELCOME.unpack_from(payload)

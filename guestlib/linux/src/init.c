@@ -137,12 +137,14 @@ static void set_names(void) {
     mkdir("/etc", 0755);
     snprintf(line, sizeof line, "%s\n", name);
     write_text("/etc/hostname", line, O_TRUNC);
-    snprintf(line, sizeof line, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n127.0.1.1 %s\n", name);
-    write_text("/etc/hosts", line, O_TRUNC);
     if (read_whole(HOSTD_RUN "/hosts", &hosts) >= 0) {
-        write_text("/etc/hosts", hosts, O_APPEND);
+        write_text("/etc/hosts", hosts, O_TRUNC);
         free(hosts);
+    } else {
+        snprintf(line, sizeof line, "127.0.0.1 localhost %s\n", name);
+        write_text("/etc/hosts", line, O_TRUNC);
     }
+    write_text("/etc/hosts", "::1 localhost ip6-localhost ip6-loopback\n", O_APPEND);
 }
 
 /* ---- the next PID 1 ---------------------------------------------------------------------------------------------------- */
