@@ -24,7 +24,7 @@ struct virtio_blk {
 };
 
 /*
- * A disk of `size` bytes (whole sectors) in `fd`. With BLK_PRIVATE `overlay_fd` is an empty file that may be sparse.
+ * A disk of `size` bytes (whole sectors) in `fd`. With BLK_PRIVATE `overlay_fd` is a file of that size without data.
  * Both descriptors become the device's. NULL where the host lacks memory (the descriptors stay the caller's).
  */
 struct virtio_blk *virtio_blk_new(struct slot_rows *memory, int fd, uint64_t size, enum blk_access access,

@@ -65,6 +65,7 @@ def add_blk(
             raise DeviceError(22, f"{where}: {file} holds no whole block of {block_size} bytes")
         if access == "private":
             fds.append(_overlay(where, overlay))
+            os.truncate(fds[1], size)  # Sparse: zeros of it need not be written to be read.
         device = lib.virtio_blk_new(
             machine.memory,
             fds[0],
