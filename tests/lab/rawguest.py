@@ -1,4 +1,4 @@
-"""A Linux guest with the least around it: KVM's irqchip, a 16550 in Python, the three ACPI ports. Nothing of hostd.vmm."""
+"""A Linux guest with the least around it: KVM's irqchip, a 16550 in Python, the ACPI ports; nothing of hostd.vmm."""
 
 from __future__ import annotations
 
@@ -100,9 +100,7 @@ class RawGuest:
                 size = os.fstat(initrd_fd).st_size
             self.places = lay_out(self.memory, self.kernel, size, len(self.extra), physical_bits(supported))
             self.table = SlotTable(self.vm)
-            map_guest(
-                self.table, self.kernel, kernel_fd, initrd_fd, size, self.extra, self.places, self.options
-            )
+            map_guest(self.table, self.kernel, kernel_fd, initrd_fd, size, self.extra, self.places, self.options)
             write_tables(self.table, self.kernel, self.places, self.cmdline, self.vcpus)
             self.cpus = [self.vm.create_vcpu(index) for index in range(self.vcpus)]
             for index, vcpu in enumerate(self.cpus):
@@ -166,7 +164,9 @@ class RawGuest:
                 self._count(f"memory {event.address & ~0xFFF:#x}")
                 if not event.is_write:
                     within = event.address in range(layout.ECAM.start, layout.ECAM.end)
-                    vcpu.reply(self._ecam(event.address - layout.ECAM.start, event.size) if within else b"\xff" * event.size)
+                    vcpu.reply(
+                        self._ecam(event.address - layout.ECAM.start, event.size) if within else b"\xff" * event.size
+                    )
             case Interrupted():
                 pass
             case Shutdown():

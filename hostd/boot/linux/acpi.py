@@ -1,7 +1,7 @@
 """ACPI tables of a Linux guest: RSDP, XSDT, FADT (hardware-reduced), MADT, MCFG, DSDT (ACPI specification 6.5).
 
-Without a fixed-hardware PC: no SCI, no PM timer, no 8259, no 8042, no CMOS clock, no VGA, and the tables say so. What is
-there is power-off and reset through three ports, PCI with ECAM, and COM1.
+Without a PC's fixed hardware: no SCI, no PM timer, no 8259, no 8042, no CMOS clock, no VGA, and the tables say so.
+There are power-off and reset through three ports, PCI with ECAM, and COM1.
 """
 
 from __future__ import annotations
@@ -93,9 +93,8 @@ def fadt(dsdt_address: int) -> bytes:
 
 def madt(vcpus: int) -> bytes:
     """Return the Multiple APIC Description Table (5.2.12): a local APIC for each vCPU, KVM's IOAPIC for all GSIs."""
-    body = struct.pack(
-        "<II", LOCAL_APIC, 0
-    )  # No 8259s (PCAT_COMPAT): ISA's GSIs are the IOAPIC's pins of the same number.
+    # No 8259s (PCAT_COMPAT), no overrides: ISA's GSIs are the IOAPIC's pins of the same number.
+    body = struct.pack("<II", LOCAL_APIC, 0)
     for index in range(vcpus):
         body += struct.pack("<BBBBI", 0, 8, index, index, 1)
     body += struct.pack("<BBBBII", 1, 12, 0, 0, IOAPIC, 0)

@@ -1,4 +1,7 @@
-"""A bzImage: its setup header and its packed payload (Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header")."""
+"""A bzImage: its setup header and its packed payload.
+
+Format: Linux's Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header".
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 from hostd.boot.errors import ImageError
 
@@ -54,8 +57,8 @@ def read_header(path: Path, file: BinaryIO) -> Packed:
     protocol = _field(head, "H", 0x206)
     if protocol < PAYLOAD_PROTOCOL:
         raise ImageError(
-            f"{path}: speaks boot protocol {protocol:#06x}, which has no payload_offset; at least {PAYLOAD_PROTOCOL:#06x} "
-            "(Linux 2.6.26) is needed"
+            f"{path}: speaks boot protocol {protocol:#06x}, which has no payload_offset; "
+            f"at least {PAYLOAD_PROTOCOL:#06x} (Linux 2.6.26) is needed"
         )
     if not _field(head, "H", 0x236) & XLF_KERNEL_64:
         raise ImageError(f"{path}: is a 32-bit kernel (xloadflags lacks XLF_KERNEL_64); hostd boots 64-bit kernels")
@@ -68,14 +71,12 @@ def read_header(path: Path, file: BinaryIO) -> Packed:
         )
     unpacked = struct.unpack("<I", _at(file, offset + length - 4, 4))[0]
     if not 0 < unpacked <= MAX_VMLINUX:
-        raise ImageError(
-            f"{path}: its payload says that it unpacks to {unpacked} bytes; at most {MAX_VMLINUX} are taken"
-        )
+        raise ImageError(f"{path}: its payload says it unpacks to {unpacked} bytes; at most {MAX_VMLINUX} are taken")
     end = min(MAGIC_AT + head[0x201], HEADER_LIMIT)
     return Packed(offset, length, unpacked, _version(file, head), head[HEADER_AT:end])
 
 
-def unpack(path: Path, file: BinaryIO, packed: Packed, out: BinaryIO) -> None:
+def unpack(path: Path, file: BinaryIO, packed: Packed, out: IO[bytes]) -> None:
     """Unpack the payload of the bzImage `file` into `out`, never more than it says. Raises ImageError."""
     magic = _at(file, packed.offset, 6)
     name, unpacker = next(((name, make) for start, name, make in UNPACKERS if magic.startswith(start)), ("", None))
@@ -151,7 +152,9 @@ def _zstd(parts: Iterator[bytes]) -> Iterator[bytes]:
     import zstandard
 
     source = _Source(parts)
-    with zstandard.ZstdDecompressor(max_window_size=MAX_DICTIONARY).stream_reader(source, read_size=CHUNK) as reader:
+    with zstandard.ZstdDecompressor(max_window_size=MAX_DICTIONARY).stream_reader(
+        cast("BinaryIO", source), read_size=CHUNK
+    ) as reader:
         while data := reader.read(CHUNK):
             yield data
 
@@ -163,7 +166,7 @@ class _Source:
         self._parts = parts
         self._rest = b""
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int = CHUNK) -> bytes:
         while len(self._rest) < size:
             part = next(self._parts, None)
             if part is None:

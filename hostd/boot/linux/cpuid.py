@@ -88,7 +88,9 @@ def adapted(supported: list[Leaf], index: int, count: int, tsc_khz: int, *, dead
         if leaf.function in REPLACED:
             continue
         copy = Leaf(leaf.function, leaf.index, leaf.flags, leaf.eax, leaf.ebx, leaf.ecx, leaf.edx)
-        change.get(leaf.function, lambda _: None)(copy)
+        alter = change.get(leaf.function)
+        if alter is not None:
+            alter(copy)
         made.append(copy)
     for function in (0xB, 0x1F) if top >= 0x1F else (0xB,):
         made += _topology(function, index, count, core_bits)

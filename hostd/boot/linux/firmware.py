@@ -1,11 +1,11 @@
 """The 256 KiB below 1 MiB where a PC has its firmware: zeros, but for what the CPU runs when a kernel jumps to reset.
 
-Kernels search this area every 16 bytes, several times (SMBIOS, iBFT, MP tables, $PIR, option ROMs). With no memory there,
-that is some 65,000 exits for a Debian kernel; so there is memory, read-only.
+Kernels search this area every 16 bytes, several times (SMBIOS, iBFT, MP tables, $PIR, option ROMs). With no memory
+there, that is some 65,000 exits for a Debian kernel; so there is memory, read-only.
 
-Linux with a hardware-reduced FADT takes EFI for granted: where there is none, it skips ACPI's reset register and restarts
-in real mode at F000:FFF0 (efi_reboot_required() and machine_real_restart() of arch/x86). What lies there writes the reset
-register.
+Linux with a hardware-reduced FADT takes EFI for granted: where there is none, it skips ACPI's reset register and
+restarts in real mode at F000:FFF0 (efi_reboot_required() and machine_real_restart() of arch/x86). What lies there
+writes the reset register.
 """
 
 from __future__ import annotations

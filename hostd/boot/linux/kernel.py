@@ -18,7 +18,8 @@ class Kernel:
     `segments` are its PT_LOADs in physical address order (`gpa` is the physical address), `entry64` the physical
     address of the ELF entry (64-bit protocol), `pvh` that of the PVH entry or None, `version` its release
     ("6.1.0-50-cloud-amd64", or "" where none is found), `setup_header` the bzImage's setup header (boot protocol, from
-    offset 0x1F1 on) or b"". `source` is the file that the user named.
+    offset 0x1F1 on) or b"", `code` the physical addresses [start, end) of the code in the first executable segment
+    ((0, 0) where the file doesn't say). `source` is the file that the user named.
     """
 
     path: str
@@ -28,6 +29,7 @@ class Kernel:
     pvh: int | None
     version: str
     setup_header: bytes = b""
+    code: tuple[int, int] = (0, 0)
 
     @property
     def start(self) -> int:
@@ -48,12 +50,14 @@ class Kernel:
             "entry64": self.entry64,
             "pvh": self.pvh,
             "version": self.version,
+            "code": list(self.code),
             "setup_header": self.setup_header,
         }
 
     @classmethod
     def of(cls, plain: dict[str, Any]) -> Kernel:
-        return cls(**{**plain, "segments": tuple(Segment(**segment) for segment in plain["segments"])})
+        segments = tuple(Segment(**segment) for segment in plain["segments"])
+        return cls(**{**plain, "segments": segments, "code": tuple(plain["code"])})
 
 
 def end_page(segment: Segment) -> int:

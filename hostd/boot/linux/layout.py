@@ -126,13 +126,13 @@ def lay_out(memory: int, kernel: Kernel, initrd_size: int, extra_size: int, phys
     least = round_up(kernel.end + modules + WORKING_MEMORY, MIB)
     if least > PCI_WINDOW.start:
         raise ImageError(
-            f"{kernel.source}: the kernel, which ends at {kernel.end:#x}, and {modules} bytes of initrd don't fit below "
-            f"{PCI_WINDOW.start:#x}, where a guest's low memory ends; make the initrd smaller"
+            f"{kernel.source}: the kernel, which ends at {kernel.end:#x}, and {modules} bytes of initrd don't fit "
+            f"below {PCI_WINDOW.start:#x}, where a guest's low memory ends; make the initrd smaller"
         )
     if memory < least:
         raise ImageError(
-            f"{kernel.source}: {memory} bytes of memory are too little for this kernel, which ends at {kernel.end:#x}, and "
-            f"{modules} bytes of initrd; give the guest at least {least // MIB} MiB"
+            f"{kernel.source}: {memory} bytes of memory are too little for this kernel, which ends at "
+            f"{kernel.end:#x}, and {modules} bytes of initrd; give the guest at least {least // MIB} MiB"
         )
     below = min(memory, PCI_WINDOW.start)
     above = Span(ABOVE_4G, ABOVE_4G + memory - below)

@@ -30,8 +30,8 @@ def map_guest(
     """Add the guest's rows to `table`; the descriptors stay the caller's.
 
     `kernel_fd` is a descriptor of `kernel.path`, `extra` an uncompressed cpio archive that lands behind the initrd.
-    Rows: "low", "kernel.text", "kernel.data"..., "initrd", "extra", "rom", "ram.0"... All but "rom" are writable: a kernel patches its
-    own text, and takes what it no longer needs as RAM. Raises SlotError, BackingError, KvmError.
+    Rows: "low", "kernel.text", "kernel.data"..., "initrd", "extra", "rom", "ram.0"... All but "rom" are writable: a
+    kernel patches its own text, and takes what it no longer needs as RAM. Raises SlotError, BackingError, KvmError.
     """
     row_options = options.of_row()
     for name, segment in _named(kernel.segments):

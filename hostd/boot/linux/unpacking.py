@@ -1,8 +1,8 @@
 """From a kernel file to the vmlinux that guests map: the cache of unpacked kernels, and of what is known of each.
 
-The cache holds `HASH.vmlinux` (by sha256 of the bzImage) and `KEY.kernel` (what `open_kernel` found, by the named file's
-identity, size and times). Both appear whole or not at all; a lock keeps two makers from making two files, which would
-not share their pages.
+The cache holds `HASH.vmlinux` (by sha256 of the bzImage) and `KEY.kernel` (what `open_kernel` found, by the named
+file's identity, size and times). Both appear whole or not at all; a lock keeps two makers from making two files, which
+would not share their pages.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from hostd.boot.errors import ImageError
 from hostd.boot.linux.bzimage import MAGIC_AT, Packed, read_header, unpack
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.vmlinux import ELF_MAGIC, read_vmlinux
 
-FORMAT = 1
+FORMAT = 2
 """of the `.kernel` files; another number makes them anew"""
 HEAD = 4096
+CHUNK = 1 << 20
 
 
 def opened(path: Path, cache: Path) -> Kernel:
@@ -59,12 +60,19 @@ def _read(path: Path, file: BinaryIO, cache: Path) -> Kernel:
 def _unpacked(path: Path, file: BinaryIO, packed: Packed, cache: Path) -> Path:
     """Return the cache's unpacked file for the bzImage `file`, making it if it is missing."""
     file.seek(0)
-    vmlinux = cache / f"{hashlib.file_digest(file, 'sha256').hexdigest()}.vmlinux"
+    vmlinux = cache / f"{_digest(file)}.vmlinux"
     with _locked(cache):
         if not vmlinux.exists():
             with _appearing(vmlinux) as out:
                 unpack(path, file, packed, out)
     return vmlinux
+
+
+def _digest(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while data := file.read(CHUNK):
+        digest.update(data)
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
@@ -79,7 +87,7 @@ def _locked(cache: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _appearing(path: Path) -> Iterator[BinaryIO]:
+def _appearing(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write that becomes `path` at the end, on disk and read-only; or nothing, if anything fails."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", suffix=".part", delete=False) as out:
         try:

@@ -20,7 +20,8 @@ MAX_NOTES = 1 << 20
 """bytes of a PT_NOTE; a kernel's has some hundred"""
 ADDRESS_LIMIT = 1 << 32
 """a kernel is entered with the first 4 GiB mapped, or with no paging at all"""
-PF_X = 1
+MAX_SECTIONS = 1024
+PF_X, PF_W = 1, 2
 NOTE_OWNER, NOTE_PVH_ENTRY = b"Xen\0", 18
 """XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h)"""
 NOTE = struct.Struct("<III")
@@ -70,7 +71,7 @@ def _read(path: Path, source: Path, file: BinaryIO) -> Kernel:
     _check_entry(source, "e_entry", header.e_entry, segments)
     if pvh is not None:
         _check_entry(source, "the PVH entry (note Xen 18)", pvh, segments)
-    return Kernel(str(path), str(source), tuple(segments), header.e_entry, pvh, _release(file))
+    return Kernel(str(path), str(source), tuple(segments), header.e_entry, pvh, _release(file), code=_code(elf))
 
 
 def _segment(source: Path, index: int, header: Any, size: int) -> Segment:
@@ -122,6 +123,22 @@ def _pvh_entry(source: Path, part: Any, size: int) -> int | None:
 
 def _aligned(size: int) -> int:
     return -(-size // 4) * 4
+
+
+def _code(elf: Any) -> tuple[int, int]:
+    """Return the physical addresses of the code in the first executable PT_LOAD, by the section headers, or (0, 0)."""
+    from elftools.elf.constants import SH_FLAGS
+
+    load = next((s.header for s in elf.iter_segments("PT_LOAD") if s.header.p_flags & (PF_X | PF_W) == PF_X), None)
+    if load is None or not 0 < elf.num_sections() <= MAX_SECTIONS:
+        return 0, 0
+    start, end = load.p_vaddr + load.p_filesz, load.p_vaddr
+    for section in elf.iter_sections():
+        first, last = section.header.sh_addr, section.header.sh_addr + section.header.sh_size
+        inside = load.p_vaddr <= first < last <= load.p_vaddr + load.p_filesz
+        if section.header.sh_flags & SH_FLAGS.SHF_EXECINSTR and inside:
+            start, end = min(start, first), max(end, last)
+    return (start - load.p_vaddr + load.p_paddr, end - load.p_vaddr + load.p_paddr) if start < end else (0, 0)
 
 
 def _check_entry(source: Path, field: str, entry: int, segments: list[Segment]) -> None:
