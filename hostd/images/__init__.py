@@ -1,0 +1,1 @@
+"""Images that guests boot: kernels, initramfs archives, root file systems."""
