@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import threading
@@ -214,14 +215,19 @@ def test_a_file_cut_short_is_an_error_of_the_disk(disk: Open, access: str) -> No
     assert d.blk.describe()["failed"] == 3
 
 
-def test_a_full_file_system_is_an_error_of_the_disk() -> None:
+def test_a_file_that_refuses_writes_is_an_error_of_the_disk() -> None:
     with bench() as (machine, table):
-        fd = os.open("/dev/full", os.O_RDWR)
-        try:
-            with pytest.raises(DeviceError, match="blk disk: .* no whole block"):
-                add_blk(machine, fd, "shared")
-        finally:
-            os.close(fd)
+        fd = os.memfd_create("disk", os.MFD_ALLOW_SEALING)
+        os.write(fd, CONTENT)
+        blk = add_blk(machine, fd, "shared", own_thread=False)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        os.close(fd)
+        driver = Driver(machine, table, blk.slot)
+        driver.open()
+        d = Disk(driver, blk, Path())
+        assert d.write(1, bytes(SECTOR)) == IOERR
+        assert d.zero(DISCARD, (1, 1, 0)) == IOERR
+        assert d.read(0, 64) == CONTENT
 
 
 def test_a_served_request_ends_before_a_reset(disk: Open) -> None:
@@ -271,6 +277,7 @@ def test_a_thread_of_its_own(tmp_path: Path) -> None:
         ({"serial": "s" * 21}, "has more than 20 bytes"),
         ({"block_size": 513}, "513 is none of"),
         ({"access": "private", "overlay": "/nowhere"}, "no overlay can be made in /nowhere: no such file or directory"),
+        ({"file": "/dev/null"}, "/dev/null holds no whole block"),
         ({"file": "/nowhere"}, "/nowhere cannot be opened for reading: no such file or directory"),
     ],
 )

@@ -153,7 +153,7 @@ class Driver:
     # --- buffers --------------------------------------------------------------------------------------------
 
     def post(self, index: int, *buffers: tuple[int, int, bool], indirect: int | None = None) -> int:
-        """Make a chain of (address, size, device writes it) available and return its head; `indirect`: a table there."""
+        """Make a chain of (address, size, device writes it) available; return its head. `indirect`: a table there."""
         queue = self.queues[index]
         head = queue.next_desc % queue.size
         if indirect is not None:

@@ -230,7 +230,8 @@ static void client_ready(struct virtio_device *device, struct virtio_watch *watc
     }
     if (watch->fd >= 0 && (now.revents & (POLLHUP | POLLERR))) {
         /* Bytes that the guest has no buffer for yet are still to be had; with the port closed nobody wants them. */
-        if (port->ended || !port->guest_open)
+        char byte;
+        if (port->ended || !port->guest_open || recv(watch->fd, &byte, 1, MSG_PEEK) <= 0)
             console_drop_client(console, port);
         else if (port->no_room)
             port->hung = 1;
