@@ -92,6 +92,8 @@ DEVICES = """
         const char *name; uint64_t size; uint16_t position; const int *vectors; uint32_t vector_count;
         const int *bells; uint32_t bell_count; const struct ivshmem_peer *peers; uint32_t peer_count;
     };
+    struct ivshmem_counters { uint64_t rings, unknown, interrupts; };
+    void ivshmem_count(struct machine *machine, uint32_t slot, struct ivshmem_counters *counters);
     int ivshmem_add(struct machine *machine, const struct ivshmem_config *config);
 """
 

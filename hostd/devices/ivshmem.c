@@ -20,14 +20,14 @@ struct ivshmem {
     struct loop_handler *vectors;  /* watched while MSI-X is off */
     struct loop_handler *bells;
     struct ivshmem_peer *peers;    /* by peer, then vector */
-    uint64_t rings, unknown, interrupts; /* counters: doorbell writes that came as exits; to nobody; bells and vectors heard */
+    struct ivshmem_counters counters;
 };
 
 /* --- interrupts --- */
 
 /* Under the lock. Without MSI-X: the status bit, and INTA until it is read. */
 static void assert_line(struct ivshmem *device) {
-    device->interrupts++;
+    device->counters.interrupts++;
     device->status = 1;
     pci_intx(&device->pci, 1);
 }
@@ -38,7 +38,7 @@ static void bell_rang(struct loop_handler *handler, uint32_t events) {
     (void)events;
     pthread_mutex_lock(&device->lock);
     if (msix_enabled(&device->pci)) {
-        device->interrupts++;
+        device->counters.interrupts++;
         msix_raise(&device->pci, BELL_VECTOR);
     } else {
         assert_line(device);
@@ -116,8 +116,8 @@ static void ring(struct ivshmem *device, uint32_t value) {
     const struct ivshmem_peer *peer =
         bsearch(&wanted, device->peers, device->peer_count, sizeof *device->peers, by_number);
     if (!peer || write(peer->fd, &one, sizeof one) != sizeof one)
-        device->unknown++;
-    device->rings++;
+        device->counters.unknown++;
+    device->counters.rings++;
 }
 
 static void registers_write(struct pci_device *pci, uint64_t offset, uint64_t value, uint32_t size) {
@@ -227,6 +227,13 @@ static int furnish(struct ivshmem *device, uint64_t size) {
         error = pci_add_doorbell(pci, REGISTERS, DOORBELL, 4, 1, (uint32_t)peer->peer << 16 | peer->vector, peer->fd);
     }
     return error;
+}
+
+void ivshmem_count(struct machine *machine, uint32_t slot, struct ivshmem_counters *counters) {
+    struct ivshmem *device = (struct ivshmem *)machine->pci.devices[slot];
+    pthread_mutex_lock(&device->lock);
+    *counters = device->counters;
+    pthread_mutex_unlock(&device->lock);
 }
 
 int ivshmem_add(struct machine *machine, const struct ivshmem_config *config) {

@@ -30,6 +30,14 @@ struct ivshmem_config {
     uint32_t peer_count;
 };
 
+/* What `hostd inspect` shows. */
+struct ivshmem_counters {
+    uint64_t rings;               /* doorbells that KVM didn't take, served as exits */
+    uint64_t unknown;             /* of them, to no peer or vector that there is */
+    uint64_t interrupts;          /* bells and vectors that the I/O thread passed on */
+};
+void ivshmem_count(struct machine *machine, uint32_t slot, struct ivshmem_counters *counters);
+
 /* Returns the slot or -errno. */
 int ivshmem_add(struct machine *machine, const struct ivshmem_config *config);
 

@@ -63,6 +63,30 @@ class Face(Protocol):
         """Give back what is not the machine's; after the machine was closed."""
 
 
+class _Ivshmem:
+    """The Python side of a region's device."""
+
+    def __init__(self, machine: Any, slot: int, peer: int, peers: Sequence[Sequence[int]], waits: int) -> None:
+        self.slot = slot
+        self._machine, self._peer, self._waits = machine, peer, waits
+        self._vectors = [len(vectors) for vectors in peers]
+
+    def describe(self) -> dict[str, Any]:
+        counters = ffi.new("struct ivshmem_counters *")
+        lib.ivshmem_count(self._machine, self.slot, counters)
+        return {
+            "peer": self._peer,
+            "peer_vectors": self._vectors,
+            "bells": self._waits,
+            "doorbell_exits": counters.rings,
+            "doorbells_to_nobody": counters.unknown,
+            "interrupts_passed_on": counters.interrupts,
+        }
+
+    def close(self) -> None:
+        """All of it is the machine's."""
+
+
 class _Memory:
     """What a memory BAR shows, and the row that shows it."""
 
@@ -160,6 +184,7 @@ class Machine:
             (text, bar_size, peer if peers else 0, own, len(own), bells, len(bells), others, len(others)),
         )
         slot = check(lib.ivshmem_add(self.c, config), f"region {name} as a PCI device")
+        self.faces.append(_Ivshmem(self.c, slot, peer if peers else 0, peers, len(waits)))
         self.show_memory(slot, 2, name, size, backing, access)
         return pci_address(slot)
 

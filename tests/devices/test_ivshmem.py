@@ -141,6 +141,8 @@ def test_a_doorbell_that_comes_as_an_exit_rings_all_the_same(region, peer, vecto
 def test_nobody_hears_a_doorbell_to_nobody(region, value):
     region.set_reg(DOORBELL, value)
     assert [count(fd) for fd in region.bells + region.own + region.other] == [0] * 6
+    described = region.machine.describe()["pci"][region.slot]
+    assert (described["doorbell_exits"], described["doorbells_to_nobody"]) == (1, 1)
 
 
 def test_a_vector_raises_the_line_until_status_is_read(region):
