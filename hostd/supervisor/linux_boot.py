@@ -32,7 +32,8 @@ MAGICS = (
 def linux_boot(guest: Guest, linux: Linux) -> tuple[Boot, Kernel]:
     """Return what `guest` boots, and its kernel. Raises ClusterFileError, ImageError, images' errors and OSError."""
     where = f"guest.{guest.name}"
-    kernel = open_kernel(_find(f"{where}.kernel", linux.kernel, "kernel"), cache_folder().parent / "kernels")
+    cache = cache_folder().parent / "kernels"
+    kernel = open_kernel(_find(f"{where}.kernel", linux.kernel, "kernel"), cache)
     initrd = (
         images.ensure_initramfs(kernel) if linux.initrd is None else _find(f"{where}.initrd", linux.initrd, "initramfs")
     )
@@ -50,6 +51,7 @@ def linux_boot(guest: Guest, linux: Linux) -> tuple[Boot, Kernel]:
     description = {
         "path": kernel.path,
         "kernel": kernel.plain(),
+        "cache": str(cache),
         "initrd_size": initrd.stat().st_size,
         "cmdline": cmdline,
         "vcpus": linux.vcpus,

@@ -101,6 +101,16 @@ class Guest:
         """How often the guest waited, and how many bytes it wrote to its console."""
         return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
 
+    def rest(self) -> None:
+        """Nothing to wait for: nobody pauses a unikernel."""
+
+    def leave(self) -> None:
+        """Nobody waits for it."""
+
+    def share(self) -> dict[str, int]:
+        """A unikernel doesn't patch its code."""
+        return {"pages": 0, "changed": 0, "shared": 0}
+
     def step(self, index: int = 0) -> dict[str, Any] | None:
         """Run vCPU `index` until something happens that is not served in C; return the guest's result once it has one.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from hostd.boot.address_map import Span, round_up
@@ -12,6 +13,7 @@ from hostd.boot.errors import ImageError
 from hostd.boot.linux import cpuid
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.layout import LinuxMap, lay_out
+from hostd.boot.linux.patched import share_code
 from hostd.boot.linux.registers import enter_kernel
 from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
@@ -21,6 +23,7 @@ from hostd.devices.virtio import add_balloon, add_blk, add_console, add_pmem, ad
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
+from hostd.vmm.pause import Pause
 
 Report = Callable[[str, int | float | str], None]
 
@@ -47,7 +50,8 @@ class LinuxGuest:
         self.bells, rest = rest[: spec["bells"]], rest[spec["bells"] :]
         archive, initrd, *disks = rest
         boot = spec["image"]
-        kernel = Kernel.of(boot["kernel"])
+        self._cache: str = boot["cache"]
+        self._kernel = kernel = Kernel.of(boot["kernel"])
         with System.open() as system:
             self._supported = system.supported_cpuid()
             self.vm = system.create_vm()
@@ -61,6 +65,7 @@ class LinuxGuest:
         self._plug_in(spec, console, regions, disks, pmem)
         for vcpu in self.vcpus:
             vcpu.on_exit(*self.machine.exit_handler)
+        self._pause = Pause(self.vcpus)
         self.machine.start()
 
     def _vcpu(self, system: System, number: int, count: int) -> Vcpu:
@@ -130,6 +135,21 @@ class LinuxGuest:
     def counters(self) -> dict[str, Any]:
         """Exits by vCPU, and what the devices count."""
         return {"vcpus": [vcpu.counters for vcpu in self.vcpus], "devices": self.machine.describe()}
+
+    def rest(self) -> None:
+        """To be called by a vCPU's thread between steps: the guest may have to stand still."""
+        self._pause.rest()
+
+    def leave(self) -> None:
+        """To be called by a vCPU's thread that runs it no more."""
+        self._pause.leave()
+
+    def share(self) -> dict[str, int]:
+        """Share the code that the guest's kernel has patched, with other guests of that kernel.
+
+        Raises OSError.
+        """
+        return share_code(self.table, self._kernel, Path(self._cache), self._pause.paused).describe()
 
     def step(self, index: int) -> dict[str, Any] | None:
         """Run vCPU `index` until something happens that is not served in C; return the result once there is one."""

@@ -72,11 +72,13 @@ class GuestProcess:
         try:
             while result is None and not self.stopping:
                 result = guest.step(index)
+                guest.rest()
                 if guest.console_full:
                     with self.ending:
                         self._rotate_log()
         except Exception as error:
             result = self._failure(f"guest {self.name}: {error}")
+        guest.leave()
         if result is None:
             result = {
                 "outcome": "killed",
@@ -262,6 +264,12 @@ class GuestProcess:
             for vcpu in self.guest.vcpus:
                 vcpu.stop()
 
+    def share(self, _message: dict[str, Any]) -> dict[str, int]:
+        """Share again what the guest's kernel wrote alike with others; the guest stands still meanwhile."""
+        if self.guest is None or self.result is not None:
+            raise ValueError("its guest does not run")
+        return self.guest.share()
+
     def take(self, _message: dict[str, Any]) -> None:
         if self.result is None:
             raise ValueError("its guest is still running")
@@ -287,6 +295,7 @@ class GuestProcess:
 
 CALLS = {
     "stop": GuestProcess.stop,
+    "share": GuestProcess.share,
     "take": GuestProcess.take,
     "slots": GuestProcess.slots,
     "stats": GuestProcess.stats,
