@@ -22,8 +22,9 @@ void pci_line(struct pci_device *device) {
     struct pci *pci = device->pci;
     uint32_t index = device->slot % pci->gsis, bit = 1u << device->slot;
     pthread_mutex_lock(&pci->line_lock);
-    uint16_t command = (uint16_t)pci_get(device->config, COMMAND, 2);
-    int asserted = device->line && !(command & PCI_COMMAND_NO_INTX) && !msix_enabled(device);
+    /* What a write to COMMAND changes behind this read, it settles itself, in here. */
+    int disabled = __atomic_load_n(&device->config[COMMAND + 1], __ATOMIC_ACQUIRE) & PCI_COMMAND_NO_INTX >> 8;
+    int asserted = device->line && !disabled && !msix_enabled(device);
     uint32_t before = pci->lines[index];
     pci->lines[index] = asserted ? before | bit : before & ~bit;
     if (!before != !pci->lines[index])
@@ -33,7 +34,7 @@ void pci_line(struct pci_device *device) {
 
 void pci_intx(struct pci_device *device, int level) {
     pthread_mutex_lock(&device->pci->line_lock);
-    device->line = level != 0;
+    __atomic_store_n(&device->line, level != 0, __ATOMIC_RELAXED);
     pthread_mutex_unlock(&device->pci->line_lock);
     pci_line(device);
 }
@@ -50,7 +51,7 @@ static uint64_t config_read(struct pci_device *device, uint32_t offset, uint32_t
         device->ops->config_read(device, offset, size);
     for (uint32_t i = 0; i < size && offset + i < PCI_CONFIG_SIZE; i++) { /* Behind it: no extended capability, zero. */
         uint8_t byte = device->config[offset + i];
-        if (offset + i == STATUS && device->line)
+        if (offset + i == STATUS && __atomic_load_n(&device->line, __ATOMIC_RELAXED))
             byte |= STATUS_INTX;
         value |= (uint64_t)byte << (8 * i);
     }
