@@ -112,7 +112,10 @@ class Supervisor:
         os.close(log)
 
     def _spawn_warm(self) -> WarmLink:
-        link, child = warm.spawn(str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup)
+        linux = any(guest.group.linux is not None for guest in self.plan.guests.values())
+        link, child = warm.spawn(
+            str(self.directory.path), foreground=self.foreground, cleanup=self._cleanup, linux=linux
+        )
         self._warm_child, self._warm_process = child, processes.identify(child.pid)
         if self.fleet.figures.group is not None:
             self.fleet.figures.group.add(child.pid)

@@ -36,15 +36,18 @@ DESCRIPTOR_LIMIT = 253  # SCM_MAX_FD
 SOCKET_NAME = "warm.sock"
 
 
-def spawn(directory: str, *, foreground: bool, cleanup: list[str]) -> tuple[socket.socket, subprocess.Popen[bytes]]:
+def spawn(
+    directory: str, *, foreground: bool, cleanup: list[str], linux: bool = False
+) -> tuple[socket.socket, subprocess.Popen[bytes]]:
     """Start a warm parent for the cluster in `directory`; return the socket to it and its process.
 
     `cleanup` lists what it removes when a foreground supervisor dies: paths (folders with all in them), or "shm:NAME".
+    With `linux` it is ready for Linux guests, too.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         child = subprocess.Popen(
-            [sys.executable, "-m", "hostd.vmm.warm", str(theirs.fileno())],
+            [sys.executable, "-m", "hostd.vmm.warm", str(theirs.fileno()), *(["linux"] if linux else [])],
             pass_fds=[theirs.fileno()],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -211,10 +214,12 @@ class WarmParent:
 
 
 def main() -> None:
-    """Serve the supervisor at the other end of the socket whose descriptor is the only argument."""
+    """Serve the supervisor at the other end of the socket whose descriptor is the first argument."""
     link = socket.socket(fileno=int(sys.argv[1]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     rehearse()
+    if "linux" in sys.argv[2:]:
+        import hostd.vmm.linux  # noqa: F401 (its guests find it imported)
     parent = WarmParent(link)
     gc.collect()
     gc.freeze()
