@@ -23,7 +23,7 @@ FOLDER = "/usr/lib/python3/dist-packages"
 def tree() -> dict[str, Path]:
     """Return the files to put into the guest's folder of Python modules: where, and from where.
 
-    The extension uses Python's stable ABI only (cffi sees to it), so it goes in under the name that any CPython 3 loads,
+    The extension uses Python's stable ABI only (cffi sees to it), so it goes in by the name that any CPython 3 loads,
     whichever built it. Raises BuildError if it has not been built.
     """
     extensions = sorted(SHM.glob("_shm.*.so")) or sorted(SHM.glob("_shm.so"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from guest_programs import compile_agent, compile_fuzzer  # type: ignore[import-not-found]
 from party import Party  # type: ignore[import-not-found]
 
 
@@ -28,3 +29,15 @@ def until() -> Callable[[Callable[[], object]], None]:
             time.sleep(0.002)
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def agent_binary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Linux guest's binary, under the sanitizers."""
+    return compile_agent(tmp_path_factory.mktemp("agent") / "agent")
+
+
+@pytest.fixture(scope="session")
+def agent_fuzz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fuzzer of the agent's sessions and copies."""
+    return compile_fuzzer(tmp_path_factory.mktemp("fuzz") / "agent_fuzz")

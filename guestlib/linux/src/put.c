@@ -170,7 +170,8 @@ static int make_link(struct put *put, int parent, const char *name) {
 static int make_file(struct put *put, int parent, const char *name) {
     name_partial(put);
     put->folder = parent;
-    snprintf(put->last, sizeof put->last, "%s", name);
+    memcpy(put->last, name, strnlen(name, AGENT_MAX_PATH));
+    put->last[strnlen(name, AGENT_MAX_PATH)] = 0;
     put->file = open_within(parent, put->partial, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW, 0);
     put->left = put->record.size;
     return put->file < 0 ? -1 : 0;
