@@ -146,6 +146,10 @@ class Host:
             if kind in until and stream in (None, number):
                 return
 
+    def last(self, until: set[Type], stream: int | None = None) -> tuple[Type, int, bytes]:
+        """Return the frame that ends `frames`."""
+        return list(self.frames(until, stream))[-1]
+
     def outcome(self, stream: int) -> tuple[int, bytes, bytes]:
         """Return status, standard output and standard error of a command, waiting for its end."""
         found = {Type.STDOUT: b"", Type.STDERR: b""}

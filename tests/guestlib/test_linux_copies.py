@@ -49,8 +49,7 @@ def put(host: Host, path: str, data: bytes, name: str = "copy", flags: int = 0) 
                 return kind, protocol.ERROR.unpack_from(payload)[0]
             window += protocol.U32.unpack(payload)[0]
     host.send(Type.EOF, 1)
-    for kind, _, payload in host.frames({Type.DONE, Type.ERROR}, 1):
-        pass
+    kind, _, payload = host.last({Type.DONE, Type.ERROR}, 1)
     return kind, protocol.DONE.unpack(payload) if kind == Type.DONE else protocol.ERROR.unpack_from(payload)[0]
 
 
