@@ -108,8 +108,8 @@ def mcfg() -> bytes:
 
 def dsdt(pci64: Span) -> bytes:
     """Return the Differentiated System Description Table: PCI's root, COM1, what is reserved, and how to power off."""
-    tree = aml.scope("\\_SB", _pci_root(pci64), _serial(), _reserved())
-    off = aml.named("\\_S5", aml.package(*(aml.integer(n) for n in (SLEEP_TYPE_OFF, 0, 0, 0))))
+    tree = aml.scope("_SB", _pci_root(pci64), _serial(), _reserved())
+    off = aml.named("_S5", aml.package(*(aml.integer(n) for n in (SLEEP_TYPE_OFF, 0, 0, 0))))
     return _table(b"DSDT", 2, tree + off)
 
 

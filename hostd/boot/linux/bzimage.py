@@ -29,8 +29,8 @@ VERSION_SIZE = 256
 
 MAX_VMLINUX = 1 << 30
 """bytes; a distribution's vmlinux has 50 to 70 million"""
-MAX_DICTIONARY = 128 << 20
-"""bytes of history that an unpacker may ask for: what `zstd --ultra -22` takes, four times what the kernel's xz does"""
+MAX_DICTIONARY = 144 << 20
+"""bytes of memory that an unpacker may ask for: kernels are packed with up to 128 MiB of history (xz, `zstd --ultra`)"""
 CHUNK = 1 << 20
 LZ4_MAGIC = bytes.fromhex("02214c18")
 LZ4_BLOCK = 8 << 20
@@ -151,12 +151,21 @@ def _xz(parts: Iterator[bytes]) -> Iterator[bytes]:
 def _zstd(parts: Iterator[bytes]) -> Iterator[bytes]:
     import zstandard
 
-    source = _Source(parts)
+    source = _Source(_without_size(parts))
     with zstandard.ZstdDecompressor(max_window_size=MAX_DICTIONARY).stream_reader(
         cast("BinaryIO", source), read_size=CHUNK
     ) as reader:
         while data := reader.read(CHUNK):
             yield data
+
+
+def _without_size(parts: Iterator[bytes]) -> Iterator[bytes]:
+    """Hold back the last four bytes, which are no part of the stream."""
+    held = b""
+    for part in parts:
+        held += part
+        yield held[:-4]
+        held = held[-4:]
 
 
 class _Source:

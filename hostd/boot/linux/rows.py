@@ -65,7 +65,7 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, row_opt
     if file_end > start:
         table.add(start, file_end - start, Image(fd, segment.file_offset - skew), name=name, **row_options)
         # The file goes on behind the segment, where the kernel expects zeros.
-        _clear(table, segment.gpa + segment.file_size, min(file_end, segment.gpa + segment.memory_size))
+        _clear(table, segment.gpa + segment.file_size, file_end)
     if end > file_end:
         table.add(file_end, end - file_end, Anonymous(), name=f"{name}.bss", **row_options)
 
