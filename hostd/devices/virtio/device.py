@@ -32,7 +32,6 @@ class VirtioDevice:
             raise DeviceError(-slot, f"{self.kind} {name}: it cannot be added: {why}")
         self.slot: int = slot
         machine.faces.append(self)
-        machine.faces.append(self)
 
     @property
     def address(self) -> str:
