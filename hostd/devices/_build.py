@@ -40,7 +40,8 @@ VIRTIO_HEADERS = ["transport.h", "rng.h", "blk.h", "pmem.h", "balloon.h", "conso
 MACHINE = """
     struct interrupt_record { uint32_t kind, on; uint64_t number, address; int64_t fd; };
     struct interrupt_recorder { uint64_t count; struct interrupt_record records[...]; ...; };
-    struct bus { uint64_t unclaimed; ...; };
+    struct bus_range { uint64_t address, size, accesses; ...; };
+    struct bus { uint32_t count; struct bus_range ranges[...]; uint64_t unclaimed; ...; };
     struct loop { uint64_t wakes, calls; ...; };
     struct kvm_interrupts { uint64_t messages, lines, routings; ...; };
     enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_REGISTERS, PCI_BAR_MEMORY, ... };

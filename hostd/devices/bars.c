@@ -25,7 +25,7 @@ static void bar_write(void *context, uint64_t offset, uint64_t value, uint32_t s
 }
 
 static int place_registers(struct pci_bar *bar, uint64_t address) {
-    struct bus_range range = {address, bar->size, bar_read, bar_write, bar};
+    struct bus_range range = {.address = address, .size = bar->size, .read = bar_read, .write = bar_write, .device = bar};
     return bus_add(&bar->device->machine->mmio, &range);
 }
 

@@ -70,11 +70,13 @@ static int find(struct bus *bus, uint64_t address, uint32_t size, struct bus_ran
         pthread_rwlock_rdlock(&bus->lock);
         uint32_t at = position(bus, address);
         if (at) {
-            const struct bus_range *candidate = &bus->ranges[at - 1];
+            struct bus_range *candidate = &bus->ranges[at - 1];
             uint64_t offset = address - candidate->address;
             found = offset < candidate->size && size <= candidate->size - offset;
-            if (found)
+            if (found) {
+                __atomic_fetch_add(&candidate->accesses, 1, __ATOMIC_RELAXED);
                 *range = *candidate;
+            }
         }
         pthread_rwlock_unlock(&bus->lock);
     }

@@ -20,6 +20,7 @@ struct bus_range {
     bus_read_fn read;
     bus_write_fn write;
     void *device;
+    uint64_t accesses;                   /* the bus's: a counter, for `inspect` */
 };
 
 struct bus {

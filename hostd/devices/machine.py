@@ -258,6 +258,7 @@ class Machine:
             "pci": [device | own.get(slot, {}) for slot, device in enumerate(devices)],
             "terminal": None if self.terminal is None else self.terminal.describe(),
             "power": POWER[machine.power],
+            "accesses": {"ports": _accesses(machine.ports), "addresses": _accesses(machine.mmio)},
             "counters": {
                 "port_exits": machine.port_exits,
                 "mmio_exits": machine.mmio_exits,
@@ -285,6 +286,12 @@ def check(result: int, what: str) -> int:
     full = -result == errno.ENOSPC
     hint = "; the bus has 31 devices and its windows are finite: give the guest fewer or smaller ones" if full else ""
     raise DeviceError(-result, f"{what} can't be added to the guest: {os.strerror(-result)}{hint}")
+
+
+def _accesses(bus: Any) -> dict[str, int]:
+    """How often each range of a bus was used, by its address."""
+    ranges = [bus.ranges[number] for number in range(bus.count)]
+    return {f"{each.address:#x}": each.accesses for each in ranges if each.accesses}
 
 
 def _describe_device(device: Any) -> dict[str, Any]:

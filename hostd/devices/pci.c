@@ -200,8 +200,8 @@ static const struct pci_config host_bridge = {
 
 static int open_bus(struct pci *pci, const struct pci_place *place) {
     struct machine *machine = pci->machine;
-    struct bus_range ecam = {place->ecam, ECAM_SIZE, ecam_read, ecam_write, pci};
-    struct bus_range ports = {place->config_port, 8, ports_read, ports_write, pci};
+    struct bus_range ecam = {.address = place->ecam, .size = ECAM_SIZE, .read = ecam_read, .write = ecam_write, .device = pci};
+    struct bus_range ports = {.address = place->config_port, .size = 8, .read = ports_read, .write = ports_write, .device = pci};
     struct pci_device *bridge = calloc(1, sizeof *bridge);
     int error;
     if (!bridge)

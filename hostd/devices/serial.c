@@ -82,9 +82,6 @@ static void transmit(struct serial *serial, uint8_t byte) {
         receive(serial, byte);
     else
         terminal_write(serial->terminal, &byte, 1);
-    /* The line falls and rises, as with a transmitter that takes a moment: it is edge-triggered. */
-    serial->empty_pending = 0;
-    update(serial);
     serial->empty_pending = 1;
 }
 
@@ -220,7 +217,7 @@ int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct term
     if (!serial)
         return -ENOMEM;
     *serial = (struct serial){.machine = machine, .terminal = terminal, .gsi = gsi, .dll = 1};
-    struct bus_range ports = {port, PORTS, serial_read, serial_write, serial};
+    struct bus_range ports = {.address = port, .size = PORTS, .read = serial_read, .write = serial_write, .device = serial};
     struct machine_device device = {.name = "serial", .device = serial, .close = serial_close};
     int error = -pthread_mutex_init(&serial->lock, NULL);
     if (error) {

@@ -97,12 +97,16 @@ def test_the_transmitter_interrupts_when_allowed(port):
     assert port[LSR] & 0x60 == 0x60
 
 
-def test_each_byte_sent_is_an_edge(port, tmp_path):
+def test_bytes_sent_are_an_edge_once_the_last_was_noticed(port, tmp_path):
     port[IER] = EMPTY
-    port.levels()
-    for byte in b"hi\n":
+    assert port[IIR] & 0x0F == 2
+    assert port.levels() == [1, 0]
+    for byte in b"hi":
         port[THR] = byte
-    assert port.levels() == [0, 1] * 3
+    assert port.levels() == [1]
+    assert port[IIR] & 0x0F == 2
+    port[THR] = 10
+    assert port.levels() == [0, 1]
     assert (tmp_path / "log").read_bytes() == b"hi\n"
 
 
