@@ -23,7 +23,7 @@ def main(out_name: str, in_name: str, count: int) -> int:
         start = time.monotonic()
         for number in range(count):
             out.send(message(number), timeout=60)
-            received = incoming.receive(timeout=60)
+            received = incoming.recv(timeout=60)
             if received != message(number):
                 print(f"message {number} is wrong: {received!r}")
                 return 1

@@ -50,6 +50,7 @@ struct exec {
     pid_t pid;
     int in, out, err;
     int tty, eof, exited;
+    int unheld;         /* nobody has the terminal open: it would be ready all the time */
     uint32_t status, signal;
     char *input;        /* AGENT_WINDOW bytes, made with the first of them */
     size_t input_start, input_end;

@@ -238,13 +238,18 @@ static int pump_out(struct stream *stream, int *fd, uint8_t type) {
         return 0;
     ssize_t got = read(*fd, session_payload(stream->session), room);
     if (got > 0) {
+        stream->exec.unheld = 0;
         session_sent(stream->session, type, stream->id, (size_t)got);
         stream->credit -= (uint64_t)got;
         return 1;
     }
     if (got < 0 && (errno == EINTR || (errno == EAGAIN && !stream->exec.exited)))
         return 0;
-    /* The end; EIO, a terminal's; or the command ended and all that it wrote was read. */
+    /* A command may close its terminal before it ends, and open it anew; closing this side would be a hangup. */
+    stream->exec.unheld = stream->exec.tty && !stream->exec.exited;
+    if (stream->exec.unheld)
+        return 0;
+    /* The end, or the command ended and all that it wrote was read. */
     shut(fd);
     return 1;
 }
@@ -267,7 +272,7 @@ int exec_wants(struct stream *stream, struct pollfd *fds) {
     if (exec->in >= 0 && (exec->input_end > exec->input_start || exec->eof))
         fds[count++] = (struct pollfd){.fd = exec->in, .events = POLLOUT};
     if (stream_may_send(stream)) {
-        if (exec->out >= 0)
+        if (exec->out >= 0 && !exec->unheld)
             fds[count++] = (struct pollfd){.fd = exec->out, .events = POLLIN};
         if (exec->err >= 0)
             fds[count++] = (struct pollfd){.fd = exec->err, .events = POLLIN};
