@@ -169,3 +169,16 @@ def test_a_guests_doorbell_has_no_exit_and_follows_its_bar(wired):
     while not wired.driver.read(0xD0000004):  # MSI-X is off: the I/O thread sets the status
         assert time.monotonic() < end
         time.sleep(0.001)
+
+
+def test_more_doorbells_than_kvm_holds_ring_all_the_same(system, eventfds):
+    bare = build(system, irqchip=True)
+    with Machine(bare.vm, bare.table, PCI64) as machine:
+        driver = Driver(machine)
+        bells = eventfds(1100)
+        machine.add_ivshmem("link", Anonymous(), 4096, "rw", peer=1, peers=[bells, eventfds(1)])
+        registers = driver.bar(1, 0)
+        for number in (0, 999, 1000, 1099):
+            driver.write(registers + 12, number)
+            assert os.eventfd_read(bells[number]) == 1
+    bare.close()
