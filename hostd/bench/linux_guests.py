@@ -11,6 +11,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,20 +28,22 @@ FIRST_LINE = b"hostd: init"
 """what hostd's init says before anything else"""
 QEMU = "qemu-system-x86_64"
 BOOT_LIMIT = 120.0
-LOOK = 0.002
+LOOK = 0.01
 SETTLE = 5.0
 """seconds after the last guest's first line before memory is read: they load modules and mount"""
-CMDLINE = "console=ttyS0 panic=-1 quiet"
+CMDLINE = "console=ttyS0 panic=-1 quiet pci=noearly"
 
 
-def boot_times(kernel: str, memory: int, rounds: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def boot_times(
+    kernel: str, initrd: str | None, memory: int, rounds: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Return seconds to init's first line, hostd and QEMU alternating, `rounds` times after one that warms both up.
 
     hostd: from the request to a supervisor that runs. QEMU: from the start of its process. Raises BenchError and what
     `prepare` raises.
     """
-    plan, boots = prepare(_cluster(kernel, memory, 1))
-    vmlinux, initrd = boots["guest"].files[0][0], boots["guest"].files[1][0]
+    plan, boots = prepare(_cluster(kernel, initrd, memory, 1))
+    vmlinux, archive = boots["guest"].files[0][0], boots["guest"].files[1][0]
 
     async def measure() -> dict[str, Any]:
         supervisor = Supervisor(plan, boots, foreground=True)
@@ -58,7 +61,7 @@ def boot_times(kernel: str, memory: int, rounds: int, tell: Callable[[str], None
                 run.stopping = False
                 supervisor.fleet.launch(run)
                 seconds = await _first_line(log, size, run) - start
-                other = await asyncio.to_thread(_qemu_boot, vmlinux, initrd, memory)
+                other = await asyncio.to_thread(_qemu_boot, vmlinux, archive, memory)
                 if number:
                     ours.append(seconds)
                     theirs.append(other)
@@ -80,13 +83,15 @@ def boot_times(kernel: str, memory: int, rounds: int, tell: Callable[[str], None
     return asyncio.run(measure())
 
 
-def memory_figures(kernel: str, memory: int, count: int, tell: Callable[[str], None]) -> dict[str, Any]:
+def memory_figures(
+    kernel: str, initrd: str | None, memory: int, count: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Return what `count` guests of each kind cost: the fall of MemAvailable, and PSS of their processes, in bytes.
 
     Caches are dropped before each reading (where allowed), so that page cache that anybody read is not counted.
     """
-    plan, boots = prepare(_cluster(kernel, memory, count))
-    vmlinux, initrd = boots["guest"].files[0][0], boots["guest"].files[1][0]
+    plan, boots = prepare(_cluster(kernel, initrd, memory, count))
+    vmlinux, archive = boots["guest"].files[0][0], boots["guest"].files[1][0]
 
     async def ours() -> dict[str, Any]:
         supervisor = Supervisor(plan, boots, foreground=True)
@@ -105,7 +110,7 @@ def memory_figures(kernel: str, memory: int, count: int, tell: Callable[[str], N
     tell(f"{count} guests of hostd")
     hostd = asyncio.run(ours())
     tell(f"{count} guests of QEMU microvm")
-    qemu = _qemu_memory(vmlinux, initrd, memory, count)
+    qemu = _qemu_memory(vmlinux, archive, memory, count)
     return {
         "guests": count,
         "memory": memory,
@@ -118,8 +123,10 @@ def memory_figures(kernel: str, memory: int, count: int, tell: Callable[[str], N
     }
 
 
-def _cluster(kernel: str, memory: int, count: int) -> Any:
+def _cluster(kernel: str, initrd: str | None, memory: int, count: int) -> Any:
     guest: dict[str, Any] = {"kernel": kernel, "memory": memory}
+    if initrd is not None:
+        guest["initrd"] = initrd
     if count > 1:
         guest["count"] = count
     return from_tables(
@@ -130,8 +137,11 @@ def _cluster(kernel: str, memory: int, count: int) -> Any:
 async def _first_line(log: Path, start: int, run: GuestRun) -> float:
     """Wait for init's first line in `log` behind byte `start`; return when it was there (monotonic, seconds)."""
     deadline = time.monotonic() + BOOT_LIMIT
+    seen = start
     while time.monotonic() < deadline:
-        if log.exists():
+        size = log.stat().st_size if log.exists() else 0
+        if size > seen:
+            seen = size
             with log.open("rb") as file:
                 file.seek(start)
                 if FIRST_LINE in file.read():
@@ -165,10 +175,15 @@ def _qemu(vmlinux: str, initrd: str, memory: int) -> Iterator[subprocess.Popen[b
 def _qemu_first_line(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout is not None
     said = []
-    for line in process.stdout:
-        said.append(line.decode(errors="replace").strip())
-        if FIRST_LINE in line:
-            return
+    watchdog = threading.Timer(BOOT_LIMIT, process.kill)
+    watchdog.start()
+    try:
+        for line in process.stdout:
+            said.append(line.decode(errors="replace").strip())
+            if FIRST_LINE in line:
+                return
+    finally:
+        watchdog.cancel()
     raise BenchError(f"QEMU ended before init said anything: {' / '.join(said[-3:])}")
 
 

@@ -15,6 +15,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "figure", choices=("boot", "memory"), help="boot: time to init's first line; memory: of one guest"
     )
     parser.add_argument("kernel", help="an image's name or the path of a kernel")
+    parser.add_argument("--initrd", help="an image's name or a path (default: hostd's own for that kernel)")
     parser.add_argument("--memory", default="128MiB", help="of each guest (default: 128MiB)")
     parser.add_argument("--rounds", type=int, default=5, help="boot: measured rounds after the warm-up (default: 5)")
     parser.add_argument("--guests", type=int, default=4, help="memory: guests of each kind (default: 4)")
@@ -26,9 +27,9 @@ def run(options: argparse.Namespace) -> int:
 
     memory = parse_size(options.memory)
     if options.figure == "boot":
-        found = linux_guests.boot_times(options.kernel, memory, options.rounds, _tell)
+        found = linux_guests.boot_times(options.kernel, options.initrd, memory, options.rounds, _tell)
     else:
-        found = linux_guests.memory_figures(options.kernel, memory, options.guests, _tell)
+        found = linux_guests.memory_figures(options.kernel, options.initrd, memory, options.guests, _tell)
     if options.json:
         print_json(found)
     else:
