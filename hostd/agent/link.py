@@ -65,7 +65,7 @@ class Stream:
         """Return the next frame; after one of ENDING there is none. Raises AgentError when the session broke off."""
         while not self._frames:
             if self.ended:
-                raise AgentError("the connection to the guest's agent was lost")
+                raise AgentError(f"{self._link.name}: the connection to its agent was lost{self._link.complaint}")
             self._arrived.clear()
             await self._arrived.wait()
         kind, payload = self._frames.popleft()
@@ -102,6 +102,8 @@ class AgentLink:
         self._writer: asyncio.StreamWriter | None = None
         self._up = asyncio.Event()
         self._result: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.complaint = ""
+        """why the agent ended a session, if it said so"""
         self.flags = WelcomeFlag(0)
         self.version = ""
         """of the guest's kernel"""
@@ -208,14 +210,15 @@ class AgentLink:
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Say HELLO until this very session is welcomed."""
-        self._session = secrets.randbits(32)
-        hello = frame(self._session, Type.HELLO, 0, protocol.HELLO.pack(protocol.VERSION, self._session))
-        opening = protocol.SYNC + hello
+        flush = b""
         while True:
-            writer.write(opening)
-            await writer.drain()
+            # A number of its own each time: only the answer to the last HELLO begins a session.
+            self._session = secrets.randbits(32)
+            hello = protocol.HELLO.pack(protocol.VERSION, self._session)
+            writer.write(flush + protocol.SYNC + frame(self._session, Type.HELLO, 0, hello))
             try:
                 async with asyncio.timeout(ANSWER_LIMIT):
+                    await writer.drain()
                     while True:
                         await reader.readuntil(protocol.SYNC)
                         with contextlib.suppress(ValueError):  # An earlier session's.
@@ -226,7 +229,7 @@ class AgentLink:
             except asyncio.LimitOverrunError as error:
                 await reader.readexactly(error.consumed)
             except TimeoutError:
-                opening = FLUSH + protocol.SYNC + hello
+                flush = FLUSH
 
     def _welcome(self, payload: bytes) -> None:
         version, flags = protocol.WELCOME.unpack_from(payload)
@@ -252,6 +255,8 @@ class AgentLink:
             await self.send(Type.RESULT_TAKEN)
         elif kind == Type.PING:
             await self.send(Type.PONG, 0, payload)
+        elif kind == Type.ERROR and not number:
+            self.complaint = f": {error_of(payload)}"
         elif number:
             stream = self._streams.get(number)
             if stream is not None:

@@ -20,6 +20,7 @@ COMMANDS = {
     "inspect": "show everything known of a cluster or a guest",
     "validate": "check a cluster file and its images without starting anything",
     "build": "compile a C program into a unikernel",
+    "lab": "run a command in a throw-away machine with a full KVM",
     "bench": "measure guests beside what else there is",
     "doctor": "tell what this host can run, and what to do about the rest",
     "completion": "print shell completion for bash, zsh or tcsh",

@@ -44,7 +44,7 @@ def load(name: str) -> ModuleType:
 
 def configure(parser: argparse.ArgumentParser, name: str, module: ModuleType) -> None:
     """Give `parser` the arguments of a command."""
-    if name != "completion":
+    if name not in ("completion", "lab"):
         parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     module.configure(parser)
 
@@ -73,10 +73,13 @@ def _exit_code(error: Exception) -> int | None:
     """Return the exit code for an error that is the user's or the host's; None for one of hostd's own."""
     # Imported here: a command that goes well needs none of them.
     from guestlib import BuildError
+    from hostd.agent.link import AgentError
     from hostd.bench import BenchError
     from hostd.boot.errors import ImageError
     from hostd.cluster.errors import ClusterFileError
     from hostd.control.client import ControlError
+    from hostd.images import ImageStoreError
+    from hostd.lab import LabError
     from hostd.supervisor.errors import SupervisorError
     from shm import ShmError
 
@@ -85,7 +88,14 @@ def _exit_code(error: Exception) -> int | None:
     signal = getattr(error, "signal", None)
     if isinstance(error, SupervisorError) and isinstance(signal, int):
         return 128 + signal
-    return FAILED if isinstance(error, BenchError | SupervisorError | ControlError | ShmError | OSError) else None
+    return (
+        FAILED
+        if isinstance(
+            error,
+            AgentError | BenchError | ImageStoreError | LabError | SupervisorError | ControlError | ShmError | OSError,
+        )
+        else None
+    )
 
 
 def _complain(command: str, error: Exception, *, as_json: bool) -> None:

@@ -1,0 +1,30 @@
+"""hostd lab"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLES = (
+    "hostd lab -- hostd doctor",
+    "hostd lab -- hostd run examples/linux-pair.toml",
+    "hostd lab --memory 6GiB --out results -- make -C mine check",
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--memory", default="4GiB", help="of the machine (default: 4GiB)")
+    parser.add_argument("--cpus", type=int, help="of the machine (default: all that this process may use)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder that really is written, at the same path")
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end it after so long, with exit code 124")
+    parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run in it, as root")
+
+
+def run(options: argparse.Namespace) -> int:
+    from hostd import lab
+    from hostd.cluster.sizes import parse_size
+
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    return lab.run(
+        command, memory=parse_size(options.memory), cpus=options.cpus, out=options.out, timeout=options.timeout
+    )

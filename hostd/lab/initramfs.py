@@ -1,0 +1,61 @@
+"""The lab's initramfs: busybox, the modules that lead to the host's file system, and hostd's agent as process 1."""
+
+from __future__ import annotations
+
+import hashlib
+import stat
+from pathlib import Path
+
+from guestlib.linux import build
+from hostd.images import modules, packages
+from hostd.images.cpio import Archive
+from hostd.images.folders import appearing, cache, locked
+
+EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
+"""what it takes to get to the root"""
+LATE = (
+    "crc32c_generic",
+    "kvm_amd",
+    "uio_pci_generic",
+    "tun",
+    "loop",
+    "erofs",
+    "virtio_pmem",
+    "nd_pmem",
+    "veth",
+    "bridge",
+)
+"""what commands in the lab need; all else can be loaded with modprobe"""
+SCRIPT = Path(__file__).with_name("init.sh")
+
+
+def initramfs(modules_folder: Path) -> Path:
+    """Return the initramfs for the kernel of `modules_folder`, made once. Raises ImageStoreError, BuildError."""
+    folder = cache("lab")
+    programs = build.binaries(cache("programs"))
+    busybox = packages.busybox()
+    early = modules.load_order(modules_folder, EARLY)
+    late = [path for path in modules.load_order(modules_folder, LATE) if path not in early]
+    digest = hashlib.sha256(SCRIPT.read_bytes() + programs.init.name.encode() + str(busybox.stat().st_size).encode())
+    digest.update(f"{modules_folder} {EARLY} {LATE}".encode())
+    made = folder / f"{digest.hexdigest()[:32]}.cpio"
+    with locked(folder):
+        if not made.exists():
+            with appearing(made) as path:
+                path.write_bytes(_archive(programs.agent, busybox, early, late))
+    return made
+
+
+def _archive(agent: Path, busybox: Path, early: list[Path], late: list[Path]) -> bytes:
+    archive = Archive()
+    for name in ("bin", "dev", "proc", "sys", "run", "modules", "modules/early", "modules/late", "host", "top", "root"):
+        archive.directory(name)
+    archive.node("dev/console", stat.S_IFCHR | 0o600, 5, 1)
+    archive.file("bin/busybox", busybox.read_bytes(), 0o755)
+    archive.symlink("bin/sh", "busybox")
+    archive.file("agent", agent.read_bytes(), 0o755)
+    archive.file("init", SCRIPT.read_bytes(), 0o755)
+    for folder, files in (("early", early), ("late", late)):
+        for number, path in enumerate(files):
+            archive.file(f"modules/{folder}/{number:02d}-{path.name.partition('.ko')[0]}.ko", modules.plain(path))
+    return archive.finish()
