@@ -2,6 +2,7 @@
 
 import lzma
 import multiprocessing
+import shutil
 import struct
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from linux_images import (
 from hostd.boot import ImageError
 from hostd.boot.linux import bzimage as reader
 from hostd.boot.linux.kernel import Kernel, open_kernel
+from hostd.boot.linux.vmlinux import ZERO_RUN
 
 
 def opened(tmp_path: Path, data: bytes, name: str = "kernel") -> Kernel:
@@ -233,3 +235,30 @@ def test_damaged_kernels_raise_nothing_but_image_errors(tmp_path_factory, kind, 
     assert all(s.file_offset + s.file_size <= size and s.gpa >= 0x100000 for s in kernel.segments)
     assert kernel.end <= 1 << 32
     assert any(s.gpa <= kernel.entry64 < s.gpa + s.file_size for s in kernel.segments)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.tuples(st.booleans(), st.integers(1, 3 * ZERO_RUN // PAGE)), min_size=1, max_size=6),
+    tail=st.integers(0, PAGE),
+    more=st.integers(0, 3 * PAGE),
+)
+def test_long_runs_of_zeros_are_memory_and_not_the_files(tmp_path_factory, runs, tail, more):
+    content = b"\1" * PAGE + b"".join((b"\0" if zero else b"\2") * PAGE * pages for zero, pages in runs) + b"\3" * tail
+    load = Load(DATA, 6, content, len(content) + more)
+    folder = tmp_path_factory.mktemp("zeros")
+    kernel = opened(folder, Vmlinux(loads=[Load(TEXT, 5, b"x" * PAGE, PAGE), load], pvh=None).build())
+    shutil.rmtree(folder / "cache")
+    data = (folder / "kernel").read_bytes()
+    memory = bytearray(len(content) + more)
+    at = DATA
+    for segment in kernel.segments[1:]:
+        assert segment.gpa == at
+        assert segment.flags == 6
+        assert segment.file_size <= segment.memory_size
+        mapped = data[segment.file_offset : segment.file_offset + segment.file_size]
+        assert bytes(ZERO_RUN + PAGE) not in mapped
+        memory[at - DATA : at - DATA + len(mapped)] = mapped
+        at += segment.memory_size
+    assert at == DATA + len(content) + more
+    assert bytes(memory) == content + bytes(more)

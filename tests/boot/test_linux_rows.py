@@ -68,7 +68,7 @@ def test_the_kernel_is_mapped_and_zero_behind_its_bytes(kernel, tmp_path):
         assert table.read(DATA + PAGE + 200, 3 * PAGE - 200) == bytes(3 * PAGE - 200)
         rows = {row.name: row for row in table}
         assert rows["kernel.text"].backing.kind == rows["kernel.data"].backing.kind == "image"
-        assert rows["kernel.data.bss"].backing.kind == "anonymous"
+        assert rows["kernel.data.zero"].backing.kind == "anonymous"
         # The kernel patches its text; the file doesn't change.
         table.write(TEXT, b"patched")
     with open(kernel.path, "rb") as file:
@@ -87,7 +87,7 @@ def test_rows_are_all_memory_in_order(kernel, tmp_path):
             "kernel.text",
             "ram.1",
             "kernel.data",
-            "kernel.data.bss",
+            "kernel.data.zero",
             "ram.2",
             "initrd",
             "extra",

@@ -30,7 +30,7 @@ VERSION_SIZE = 256
 MAX_VMLINUX = 1 << 30
 """bytes; a distribution's vmlinux has 50 to 70 million"""
 MAX_DICTIONARY = 144 << 20
-"""bytes of memory that an unpacker may ask for: kernels are packed with up to 128 MiB of history (xz, `zstd --ultra`)"""
+"""bytes of memory that an unpacker may ask for: kernels are packed with a history of up to 128 MiB"""
 CHUNK = 1 << 20
 LZ4_MAGIC = bytes.fromhex("02214c18")
 LZ4_BLOCK = 8 << 20

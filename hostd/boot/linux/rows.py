@@ -30,11 +30,12 @@ def map_guest(
     """Add the guest's rows to `table`; the descriptors stay the caller's.
 
     `kernel_fd` is a descriptor of `kernel.path`, `extra` an uncompressed cpio archive that lands behind the initrd.
-    Rows: "low", "kernel.text", "kernel.data"..., "initrd", "extra", "rom", "ram.0"... All but "rom" are writable: a
-    kernel patches its own text, and takes what it no longer needs as RAM. Raises SlotError, BackingError, KvmError.
+    Rows: "low", "kernel.text", "kernel.rodata", "kernel.data"... ("kernel.text.zero": the zeros behind it), "initrd",
+    "extra", "rom", "ram.0"... All but "rom" are writable: a kernel patches its own text, and takes what it no longer
+    needs as RAM. Raises SlotError, BackingError, KvmError.
     """
     row_options = options.of_row()
-    for name, segment in _named(kernel.segments):
+    for name, segment in _named(kernel):
         _map_segment(table, kernel_fd, segment, name, row_options)
     if initrd_fd is not None and places.initrd.size:
         table.add(places.initrd.start, places.initrd.size, Image(initrd_fd), name="initrd", **row_options)
@@ -49,11 +50,14 @@ def map_guest(
         table.add(part.start, part.size, Hugetlb() if huge else Anonymous(), name=f"ram.{number}", **row_options)
 
 
-def _named(segments: tuple[Segment, ...]) -> Iterator[tuple[str, Segment]]:
-    """Name each segment by what it may do: kernel.text, kernel.data, kernel.data.1, kernel.init."""
+def _named(kernel: Kernel) -> Iterator[tuple[str, Segment]]:
+    """Name each segment by what it may do: kernel.text, kernel.rodata, kernel.data, kernel.data.1, kernel.init."""
     seen: dict[str, int] = {}
-    for segment in segments:
-        name = f"kernel.{KINDS[segment.flags & (PF_X | PF_W)]}"
+    for segment in kernel.segments:
+        kind = KINDS[segment.flags & (PF_X | PF_W)]
+        if kind == "text" and segment.gpa >= kernel.code[1] > 0:  # Linux maps its constants with its code.
+            kind = "rodata"
+        name = f"kernel.{kind}"
         count = seen[name] = seen.get(name, -1) + 1
         yield f"{name}.{count}" if count else name, segment
 
@@ -67,7 +71,7 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, row_opt
         # The file goes on behind the segment, where the kernel expects zeros.
         _clear(table, segment.gpa + segment.file_size, file_end)
     if end > file_end:
-        table.add(file_end, end - file_end, Anonymous(), name=f"{name}.bss", **row_options)
+        table.add(file_end, end - file_end, Anonymous(), name=f"{name}.zero", **row_options)
 
 
 def _clear(table: SlotTable, start: int, end: int) -> None:

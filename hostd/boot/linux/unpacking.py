@@ -23,7 +23,7 @@ from hostd.boot.linux.bzimage import MAGIC_AT, Packed, read_header, unpack
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.vmlinux import ELF_MAGIC, read_vmlinux
 
-FORMAT = 2
+FORMAT = 4
 """of the `.kernel` files; another number makes them anew"""
 HEAD = 4096
 CHUNK = 1 << 20

@@ -21,6 +21,9 @@ MAX_NOTES = 1 << 20
 ADDRESS_LIMIT = 1 << 32
 """a kernel is entered with the first 4 GiB mapped, or with no paging at all"""
 MAX_SECTIONS = 1024
+ZERO_RUN = 1 << 20
+"""bytes of zeros in the file from which on they are not mapped; more cuts would be more rows than they save"""
+ZERO_PAGE = bytes(PAGE)
 PF_X, PF_W = 1, 2
 NOTE_OWNER, NOTE_PVH_ENTRY = b"Xen\0", 18
 """XEN_ELFNOTE_PHYS32_ENTRY (xen/include/public/elfnote.h)"""
@@ -71,7 +74,10 @@ def _read(path: Path, source: Path, file: BinaryIO) -> Kernel:
     _check_entry(source, "e_entry", header.e_entry, segments)
     if pvh is not None:
         _check_entry(source, "the PVH entry (note Xen 18)", pvh, segments)
-    return Kernel(str(path), str(source), tuple(segments), header.e_entry, pvh, _release(file), code=_code(elf))
+    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        pieces = tuple(piece for segment in segments for piece in _without_zeros(segment, data))
+        release = _release(data)
+    return Kernel(str(path), str(source), pieces, header.e_entry, pvh, release, code=_code(elf))
 
 
 def _segment(source: Path, index: int, header: Any, size: int) -> Segment:
@@ -148,7 +154,35 @@ def _check_entry(source: Path, field: str, entry: int, segments: list[Segment]) 
     raise ImageError(f"{source}: {field} is {entry:#x}, in no executable PT_LOAD; a vmlinux's is a physical address")
 
 
-def _release(file: BinaryIO) -> str:
-    with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
-        found = BANNER.search(data)
-        return found[1].decode("ascii") if found else ""
+def _release(data: mmap.mmap) -> str:
+    found = BANNER.search(data)
+    return found[1].decode("ascii") if found else ""
+
+
+def _without_zeros(segment: Segment, data: mmap.mmap) -> list[Segment]:
+    """Cut `segment` where its file has nothing but zeros for long, so that those are memory and not pages of the file.
+
+    A vmlinux may have its .bss in the file, and 2 MiB-aligned parts with zeros between, which become the guest's RAM.
+    """
+    pieces: list[Segment] = []
+    start, at = 0, -segment.gpa % PAGE
+    while at + ZERO_RUN <= segment.file_size:
+        first = segment.file_offset + at
+        if data[first : first + PAGE] != ZERO_PAGE:
+            at += PAGE
+            continue
+        end = at
+        while end + PAGE <= segment.file_size and data[first + end - at : first + end - at + PAGE] == ZERO_PAGE:
+            end += PAGE
+        if end - at >= ZERO_RUN and at > start:
+            pieces.append(_piece(segment, start, at, end))
+            start = end
+        at = end
+    if start < segment.memory_size:
+        pieces.append(_piece(segment, start, segment.file_size, segment.memory_size))
+    return pieces
+
+
+def _piece(segment: Segment, start: int, file_end: int, end: int) -> Segment:
+    """Return bytes [start, end) of `segment`, of which those up to `file_end` are in the file."""
+    return Segment(segment.gpa + start, segment.file_offset + start, file_end - start, end - start, segment.flags)
