@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # What turns into machine code; a change of one installs anew.
 NATIVE := $(shell find shm hostd guestlib -name '*.[ch]' -o -name '_build.py') hostd/building.py pyproject.toml
 
-.PHONY: all install demo test lint long clean
+.PHONY: all install tools images demo test lint long clean
 
 all: install
 
@@ -23,16 +23,42 @@ $(VENV)/.installed: $(NATIVE)
 	@echo "installing into $(VENV)"; PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 	@touch $@
 
+# What the lab and the tests of Linux guests take from Debian, as far as it is missing: program:package.
+TOOLS := qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools busybox:busybox-static mmdebstrap:mmdebstrap \
+	mkfs.erofs:erofs-utils mke2fs:e2fsprogs lspci:pciutils cpio:cpio gdb:gdb
+
+tools:
+	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \
+	if [ -n "$$missing" ]; then echo "installing$$missing"; apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+
+# With no KVM the demo runs in the lab, which needs the tools.
 demo: install
+	@$(BIN)/python -c 'from hostd.doctor.probe import *; import sys; sys.exit(kvm_kind().value in ("unikernel", "full"))' \
+		&& $(MAKE) --no-print-directory tools || true
 	$(BIN)/python examples/demo.py
+
+# The images that Linux guests boot in tests and examples.
+images: install tools
+	$(BIN)/hostd image kernel debian-cloud
+	$(BIN)/hostd image kernel debian
+	$(BIN)/hostd image rootfs debian
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: install lint
+# Linux guests need a KVM that runs ring 0; the lab has one on any machine. Where this host has no KVM at all, the tests of
+# unikernels run there, too.
+LAB := $(BIN)/hostd lab --memory 7GiB --timeout 3000 --
+ELSEWHERE := tests/bench tests/cli tests/guestlib tests/kvm tests/memory tests/supervisor tests/vmm
+
+test: install lint tools images
 	$(BIN)/python -m pytest -n auto -q
+	@$(BIN)/python -c 'from hostd.doctor.probe import *; import sys; sys.exit(kvm_kind().value not in ("unikernel", "full"))' || { \
+		echo "no KVM for guests here: their tests run in the lab"; $(LAB) python -m pytest -n 2 -q $(ELSEWHERE); }
+	$(LAB) python -m pytest -n 2 -q tests/lab
 
 # The long mode: a million cases for every fuzzer, a million round trips for every sleeper.
 long: install

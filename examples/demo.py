@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from hostd.doctor.probe import KvmKind, examine
 
 EXAMPLES = Path(__file__).resolve().parent
 HOSTD = str(Path(sys.executable).with_name("hostd"))
@@ -67,8 +70,21 @@ def slots() -> None:
         hostd("down", "many")
 
 
+def go_to_the_lab() -> None:
+    """Where this host can't run guests, become the same demo in the lab."""
+    kind, seen = examine()
+    if kind in (KvmKind.UNIKERNEL, KvmKind.FULL) or "HOSTD_LAB" in os.environ:
+        return
+    print(
+        f"no KVM for guests here ({seen}); the demo goes on in the lab: hostd lab -- python examples/demo.py",
+        flush=True,
+    )
+    os.execv(HOSTD, [HOSTD, "lab", "--", sys.executable, *sys.argv])
+
+
 def main() -> None:
     """Run it all."""
+    go_to_the_lab()
     hostd("doctor")
     wordcount()
     pingpong()
