@@ -19,6 +19,7 @@ COMMANDS = {
     "slots": "show a guest's slot table and what of it is shared",
     "inspect": "show everything known of a cluster or a guest",
     "validate": "check a cluster file and its images without starting anything",
+    "image": "make, list and remove kernels, initramfs archives and root file systems",
     "build": "compile a C program into a unikernel",
     "lab": "run a command in a throw-away machine with a full KVM",
     "bench": "measure guests beside what else there is",
