@@ -25,7 +25,9 @@ static void bar_write(void *context, uint64_t offset, uint64_t value, uint32_t s
 }
 
 static int place_registers(struct pci_bar *bar, uint64_t address) {
-    struct bus_range range = {.address = address, .size = bar->size, .read = bar_read, .write = bar_write, .device = bar};
+    struct bus_range range = {
+        .address = address, .size = bar->size, .read = bar_read, .write = bar_write, .device = bar,
+    };
     return bus_add(&bar->device->machine->mmio, &range);
 }
 
@@ -168,16 +170,23 @@ static int add(struct pci_device *device, int number, const struct pci_bar *want
     return 0;
 }
 
-int pci_add_registers(struct pci_device *device, int bar, uint64_t size, uint32_t flags, pci_read_fn read, pci_write_fn write) {
+int pci_add_registers(struct pci_device *device, int bar, uint64_t size, uint32_t flags, pci_read_fn read,
+                      pci_write_fn write) {
     return add(device, bar, &(struct pci_bar){
-        .kind = PCI_BAR_REGISTERS, .flags = flags & (PCI_BAR_64 | PCI_BAR_PREFETCH), .size = size, .read = read, .write = write,
+        .kind = PCI_BAR_REGISTERS,
+        .flags = flags & (PCI_BAR_64 | PCI_BAR_PREFETCH),
+        .size = size,
+        .read = read,
+        .write = write,
     });
 }
 
 int pci_add_memory(struct pci_device *device, int bar, uint64_t size) {
     if (size < PAGE)
         return -EINVAL;
-    return add(device, bar, &(struct pci_bar){.kind = PCI_BAR_MEMORY, .flags = PCI_BAR_64 | PCI_BAR_PREFETCH, .size = size});
+    return add(device, bar, &(struct pci_bar){
+        .kind = PCI_BAR_MEMORY, .flags = PCI_BAR_64 | PCI_BAR_PREFETCH, .size = size,
+    });
 }
 
 static struct pci_doorbell *another(struct pci *pci) {
@@ -192,7 +201,8 @@ static struct pci_doorbell *another(struct pci *pci) {
     return &pci->doorbells[pci->doorbell_count++];
 }
 
-int pci_add_doorbell(struct pci_device *device, int bar, uint64_t offset, uint32_t size, int matched, uint64_t match, int fd) {
+int pci_add_doorbell(struct pci_device *device, int bar, uint64_t offset, uint32_t size, int matched,
+                     uint64_t match, int fd) {
     struct pci *pci = device->pci;
     if (bar < 0 || bar >= PCI_BARS || device->bars[bar].kind != PCI_BAR_REGISTERS || offset >= device->bars[bar].size)
         return -EINVAL;

@@ -11,7 +11,9 @@
 
 #define BUS_RANGES 256
 
-/* Called with size 1, 2, 4 or 8, and `offset` + `size` inside the range, at any alignment; by several threads at once. */
+/*
+ * Called with size 1, 2, 4 or 8, and `offset` + `size` inside the range, at any alignment; by several threads at once.
+ */
 typedef uint64_t (*bus_read_fn)(void *device, uint64_t offset, uint32_t size);
 typedef void (*bus_write_fn)(void *device, uint64_t offset, uint64_t value, uint32_t size);
 

@@ -6,7 +6,10 @@
 #include <stdlib.h>
 #include <sys/ioctl.h>
 
-/* The pins of the in-kernel controllers, as KVM routes them from the start: 0..15 to a PIC and the IOAPIC, 16..23 to the latter. */
+/*
+ * The pins of the in-kernel controllers, as KVM routes them from the start: 0..15 to a PIC and the IOAPIC, 16..23 to
+ * the latter.
+ */
 enum { PIC_PINS = 16, IOAPIC_PINS = INTERRUPTS_FIRST_GSI, PIN_ROUTES = PIC_PINS + IOAPIC_PINS };
 
 int kvm_interrupts_open(struct kvm_interrupts *kvm, int vm_fd) {
@@ -41,7 +44,8 @@ static int line(void *ctx, uint32_t gsi, int level) {
     return call(kvm->vm_fd, KVM_IRQ_LINE, &request);
 }
 
-static struct kvm_irq_routing_entry *pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t chip, uint32_t number) {
+static struct kvm_irq_routing_entry *pin(struct kvm_irq_routing_entry *entry, uint32_t gsi, uint32_t chip,
+                                         uint32_t number) {
     *entry = (struct kvm_irq_routing_entry){.gsi = gsi, .type = KVM_IRQ_ROUTING_IRQCHIP};
     entry->u.irqchip.irqchip = chip;
     entry->u.irqchip.pin = number;

@@ -54,7 +54,7 @@ enum { RECORD_MSI = 1, RECORD_LINE, RECORD_ROUTE, RECORD_IRQFD, RECORD_DOORBELL 
 struct interrupt_record {
     uint32_t kind;
     uint32_t on;                  /* level, attached */
-    uint64_t number;              /* MSI: data; LINE: GSI; ROUTE: GSI; IRQFD: GSI; DOORBELL: what is matched, all ones if nothing */
+    uint64_t number;              /* MSI: data; LINE, ROUTE, IRQFD: GSI; DOORBELL: the match, all ones if none */
     uint64_t address;             /* MSI, ROUTE: address; DOORBELL: address */
     int64_t fd;                   /* IRQFD, DOORBELL; ROUTE: data */
 };

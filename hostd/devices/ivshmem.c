@@ -106,7 +106,8 @@ static uint64_t registers_read(struct pci_device *pci, uint64_t offset, uint32_t
 
 static int by_number(const void *one, const void *other) {
     const struct ivshmem_peer *a = one, *b = other;
-    return a->peer != b->peer ? (a->peer > b->peer) - (a->peer < b->peer) : (a->vector > b->vector) - (a->vector < b->vector);
+    int peers = (a->peer > b->peer) - (a->peer < b->peer);
+    return peers ? peers : (a->vector > b->vector) - (a->vector < b->vector);
 }
 
 /* For doorbells that KVM doesn't hold. Checked: the peer and its vector exist; else nobody hears it. */

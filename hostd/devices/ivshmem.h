@@ -1,7 +1,8 @@
 /*
  * ivshmem.h: a region as a PCI device: QEMU's "Device Specification for Inter-VM shared memory device", revision 1.
  *
- * BAR0 registers, BAR1 MSI-X, BAR2 the region. Doorbells are eventfds: KVM signals them, and raises this guest's vectors.
+ * BAR0 registers, BAR1 MSI-X, BAR2 the region. Doorbells are eventfds: KVM signals them, and raises this guest's
+ * vectors.
  */
 #ifndef HOSTD_DEVICES_IVSHMEM_H
 #define HOSTD_DEVICES_IVSHMEM_H
@@ -15,8 +16,9 @@ struct ivshmem_peer {
 };
 
 /*
- * `position`: this guest's id among the peers, 1 and up. `vectors`: its own eventfds. `bells`: eventfds of the region on which
- * this guest also waits; they have other waiters and are never read. All descriptors stay the caller's and outlive it.
+ * `position`: this guest's id among the peers, 1 and up. `vectors`: its own eventfds. `bells`: eventfds of the region
+ * on which this guest also waits; they have other waiters and are never read. All descriptors stay the caller's and
+ * outlive it.
  */
 struct ivshmem_config {
     const char *name;

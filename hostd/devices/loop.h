@@ -1,10 +1,11 @@
 /*
  * loop.h: the machine's I/O thread: calls a function when a descriptor is ready.
  *
- * Handlers lie in their device and live as long as the machine. Adding, changing and removing works from any thread, also
- * from a handler and with the device's lock held: nothing waits for a handler to end. So after loop_remove a call that had
- * begun may still come to take the device's lock: a handler looks, under that lock, at what it is to do (a closed
- * descriptor is -1, a read gives EAGAIN). Calls without cause are possible and must be harmless: descriptors don't block.
+ * Handlers lie in their device and live as long as the machine. Adding, changing and removing works from any thread,
+ * also from a handler and with the device's lock held: nothing waits for a handler to end. So after loop_remove a call
+ * that had begun may still come to take the device's lock: a handler looks, under that lock, at what it is to do (a
+ * closed descriptor is -1, a read gives EAGAIN). Calls without cause are possible and must be harmless: descriptors
+ * don't block.
  */
 #ifndef HOSTD_DEVICES_LOOP_H
 #define HOSTD_DEVICES_LOOP_H
@@ -48,7 +49,10 @@ int loop_change(struct loop *loop, struct loop_handler *handler, uint32_t events
 /* Before the descriptor is closed. Nothing happens when it isn't watched. */
 void loop_remove(struct loop *loop, struct loop_handler *handler);
 
-/* Serves what is ready and returns the number of calls, waiting `timeout_ms` (-1: until something is): tests without a thread. */
+/*
+ * Serves what is ready and returns the number of calls, waiting `timeout_ms` (-1: until something is): tests without a
+ * thread.
+ */
 int loop_once(struct loop *loop, int timeout_ms);
 
 #endif

@@ -115,7 +115,8 @@ static int served(void) {
     return up ? VCPU_UP : VCPU_HANDLED;
 }
 
-int machine_access(struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size, int write) {
+int machine_access(struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size,
+                   int write) {
     access_once(machine, space, address, data, size, write);
     return served();
 }

@@ -61,10 +61,11 @@ void machine_stop(struct machine *machine);
 int machine_exit(void *machine, struct kvm_run *run);
 
 /*
- * The same without a VM: the guest reads (or writes) `size` bytes. Returns VCPU_HANDLED, or VCPU_UP when there is something
- * for Python; the access is complete either way.
+ * The same without a VM: the guest reads (or writes) `size` bytes. Returns VCPU_HANDLED, or VCPU_UP when there is
+ * something for Python; the access is complete either way.
  */
-int machine_access(struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size, int write);
+int machine_access(struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size,
+                   int write);
 
 /* In a vCPU's thread, from a device: this exit goes up to Python when it is complete. */
 void machine_up(void);
@@ -72,7 +73,10 @@ void machine_up(void);
 /* The guest's wish; the exit goes up. */
 void machine_set_power(struct machine *machine, enum machine_power power);
 
-/* Memory BARs that are to be mapped elsewhere than they are: at most `room`; returns how many. Python maps them and says so. */
+/*
+ * Memory BARs that are to be mapped elsewhere than they are: at most `room`; returns how many. Python maps them and
+ * says so.
+ */
 struct machine_move {
     uint32_t slot, bar;
     uint64_t size, from, to;      /* 0: nowhere */

@@ -250,8 +250,10 @@ class Machine:
     # --- looking at it --------------------------------------------------------------------------------------
 
     def describe(self) -> dict[str, Any]:
-        """Return the devices and counters as plain values, for `hostd inspect`."""
+        """Return the devices and counters as plain values, for `hostd inspect`; nothing once it is closed."""
         machine = self.c
+        if not machine:
+            return {}
         own = {face.slot: face.describe() for face in self.faces}
         devices = [_describe_device(machine.pci.devices[slot]) for slot in range(machine.pci.count)]
         return {

@@ -35,8 +35,8 @@ static void send_now(struct pci_device *device, struct msix_vector *vector) {
 }
 
 /*
- * KVM raises the vector itself while it may be raised. Attaching raises what was signalled in between; then the count is
- * taken out, so that it doesn't show as pending the next time: whatever came before the read has been raised.
+ * KVM raises the vector itself while it may be raised. Attaching raises what was signalled in between; then the count
+ * is taken out, so that it doesn't show as pending the next time: whatever came before the read has been raised.
  */
 static void attach(struct pci_device *device, struct msix_vector *vector) {
     struct interrupts *interrupts = &device->machine->interrupts;

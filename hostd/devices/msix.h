@@ -42,13 +42,16 @@ int msix_add(struct pci_device *device, uint32_t count, int bar);
 /* Has the driver turned MSI-X on? Otherwise the device uses pci_intx. From any thread. */
 int msix_enabled(struct pci_device *device);
 
-/* Raise a vector: sent, or pending while masked; nothing when MSI-X is off or there is no such vector. From any thread. */
+/*
+ * Raise a vector: sent, or pending while masked; nothing when MSI-X is off or there is no such vector. From any
+ * thread.
+ */
 void msix_raise(struct pci_device *device, uint32_t vector);
 
 /*
  * From now on the eventfd `fd` stands for `vector` whenever MSI-X is on: KVM sends the interrupt itself, and no process
- * sees it. While the vector is masked the signal stays in the eventfd and shows as pending. -1 ends it. The device must not
- * read the eventfd while MSI-X is on. 0 or -errno.
+ * sees it. While the vector is masked the signal stays in the eventfd and shows as pending. -1 ends it. The device must
+ * not read the eventfd while MSI-X is on. 0 or -errno.
  */
 int msix_route(struct pci_device *device, uint32_t vector, int fd);
 

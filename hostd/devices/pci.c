@@ -10,10 +10,12 @@
 /* The registers of the header (PCI Local Bus 3.0, 6.1). */
 enum {
     VENDOR = 0x00, DEVICE = 0x02, COMMAND = 0x04, STATUS = 0x06, REVISION = 0x08, CLASS = 0x09, CACHE_LINE = 0x0c,
-    BARS = 0x10, BARS_END = 0x28, SUBSYSTEM_VENDOR = 0x2c, SUBSYSTEM = 0x2e, CAPABILITIES = 0x34, LINE = 0x3c, PIN = 0x3d,
+    BARS = 0x10, BARS_END = 0x28, SUBSYSTEM_VENDOR = 0x2c, SUBSYSTEM = 0x2e, CAPABILITIES = 0x34, LINE = 0x3c,
+    PIN = 0x3d,
     FIRST_CAPABILITY = 0x40,
 };
-enum { STATUS_INTX = 0x08, STATUS_CAPABILITIES = 0x10, STATUS_ERRORS = 0xf900, COMMAND_PARITY = 0x40, COMMAND_SERR = 0x100 };
+enum { STATUS_INTX = 0x08, STATUS_CAPABILITIES = 0x10, STATUS_ERRORS = 0xf900 };
+enum { COMMAND_PARITY = 0x40, COMMAND_SERR = 0x100 };
 enum { ECAM_SIZE = 1 << 20, ECAM_DEVICE = 1 << 12 };
 
 /* --- interrupt lines --- */
@@ -88,7 +90,8 @@ static uint64_t function_read(struct pci *pci, uint32_t slot, uint32_t function,
     return value;
 }
 
-static void function_write(struct pci *pci, uint32_t slot, uint32_t function, uint32_t offset, uint64_t value, uint32_t size) {
+static void function_write(struct pci *pci, uint32_t slot, uint32_t function, uint32_t offset, uint64_t value,
+                           uint32_t size) {
     pthread_mutex_lock(&pci->lock);
     if (slot < pci->count && function == 0)
         config_write(pci->devices[slot], offset, value, size);
@@ -200,8 +203,12 @@ static const struct pci_config host_bridge = {
 
 static int open_bus(struct pci *pci, const struct pci_place *place) {
     struct machine *machine = pci->machine;
-    struct bus_range ecam = {.address = place->ecam, .size = ECAM_SIZE, .read = ecam_read, .write = ecam_write, .device = pci};
-    struct bus_range ports = {.address = place->config_port, .size = 8, .read = ports_read, .write = ports_write, .device = pci};
+    struct bus_range ecam = {
+        .address = place->ecam, .size = ECAM_SIZE, .read = ecam_read, .write = ecam_write, .device = pci,
+    };
+    struct bus_range ports = {
+        .address = place->config_port, .size = 8, .read = ports_read, .write = ports_write, .device = pci,
+    };
     struct pci_device *bridge = calloc(1, sizeof *bridge);
     int error;
     if (!bridge)

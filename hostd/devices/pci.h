@@ -2,9 +2,9 @@
  * pci.h: one PCI bus with its host bridge, and what every device on it is (PCI Local Bus 3.0, 6; PCIe 3.0, 7.2.2 ECAM).
  *
  * Order of locks: pci.lock (configuration space) -> the device's own -> slot_lock -> msix.lock and pci.line_lock. BAR
- * functions are called with none of them held: a device takes its own lock in them. Configuration accesses are rare and hold pci.lock;
- * a device must not touch configuration space while it holds its own lock. Interrupts (msix_raise, pci_intx) may be raised
- * under any lock.
+ * functions are called with none of them held: a device takes its own lock in them. Configuration accesses are rare and
+ * hold pci.lock; a device must not touch configuration space while it holds its own lock. Interrupts (msix_raise,
+ * pci_intx) may be raised under any lock.
  */
 #ifndef HOSTD_DEVICES_PCI_H
 #define HOSTD_DEVICES_PCI_H
@@ -120,25 +120,27 @@ int pci_add(struct machine *machine, struct pci_device *device, const struct pci
             const struct pci_config *config);
 
 /* BARs are given addresses at once. A 64-bit BAR takes two registers. 0 or -errno (-ENOSPC: the window is full). */
-int pci_add_registers(struct pci_device *device, int bar, uint64_t size, uint32_t flags, pci_read_fn read, pci_write_fn write);
+int pci_add_registers(struct pci_device *device, int bar, uint64_t size, uint32_t flags, pci_read_fn read,
+                      pci_write_fn write);
 
 /* Memory: always 64-bit and prefetchable. Python maps it and follows its moves (machine.h). */
 int pci_add_memory(struct pci_device *device, int bar, uint64_t size);
 
 /*
- * Appends a capability of `size` bytes (the first two are filled in here) and returns its offset, or -ENOSPC. The caller
- * sets the other bytes in device->config, and what the guest may write of them in device->write_mask.
+ * Appends a capability of `size` bytes (the first two are filled in here) and returns its offset, or -ENOSPC. The
+ * caller sets the other bytes in device->config, and what the guest may write of them in device->write_mask.
  */
 int pci_add_capability(struct pci_device *device, uint8_t id, uint8_t size);
 
 /* --- for devices; at any time, from any thread --- */
 
 /*
- * Writes of `size` bytes at `offset` of BAR `bar` (only of the value `match`, if `matched`) signal `fd` with no exit, where
- * KVM can; else they come to the BAR's write function, which must do the same. Kept up when the BAR moves. Takes pci.lock:
- * not under the device's own lock. 0 or -errno.
+ * Writes of `size` bytes at `offset` of BAR `bar` (only of the value `match`, if `matched`) signal `fd` with no exit,
+ * where KVM can; else they come to the BAR's write function, which must do the same. Kept up when the BAR moves. Takes
+ * pci.lock: not under the device's own lock. 0 or -errno.
  */
-int pci_add_doorbell(struct pci_device *device, int bar, uint64_t offset, uint32_t size, int matched, uint64_t match, int fd);
+int pci_add_doorbell(struct pci_device *device, int bar, uint64_t offset, uint32_t size, int matched,
+                     uint64_t match, int fd);
 
 /* Assert or release INTA. Has no effect on the line while MSI-X is on or COMMAND disables it. Under any lock. */
 void pci_intx(struct pci_device *device, int level);

@@ -34,7 +34,9 @@ int power_add(struct machine *machine, uint16_t port, uint8_t off_type, uint8_t 
     if (!power)
         return -ENOMEM;
     *power = (struct power){machine, off_type, reset_value};
-    struct bus_range ports = {.address = port, .size = PORTS, .read = power_read, .write = power_write, .device = power};
+    struct bus_range ports = {
+        .address = port, .size = PORTS, .read = power_read, .write = power_write, .device = power,
+    };
     struct machine_device device = {.name = "power", .device = power, .close = free};
     int error = bus_add(&machine->ports, &ports);
     if (!error && (error = machine_add(machine, &device)))

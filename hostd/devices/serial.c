@@ -4,7 +4,8 @@
 #include <errno.h>
 #include <stdlib.h>
 
-enum { RBR = 0, THR = 0, DLL = 0, IER = 1, DLM = 1, IIR = 2, FCR = 2, LCR = 3, MCR = 4, LSR = 5, MSR = 6, SCR = 7, PORTS = 8 };
+enum { RBR = 0, THR = 0, DLL = 0, IER = 1, DLM = 1, IIR = 2, FCR = 2, LCR = 3, MCR = 4, LSR = 5, MSR = 6, SCR = 7 };
+enum { PORTS = 8 };
 enum { IER_RECEIVED = 1, IER_EMPTY = 2, IER_LINE = 4, IER_MODEM = 8, IER_ALL = 15 };
 enum { IIR_NONE = 1, IIR_MODEM = 0, IIR_EMPTY = 2, IIR_RECEIVED = 4, IIR_LINE = 6, IIR_TIMEOUT = 12, IIR_FIFOS = 0xc0 };
 enum { FCR_ENABLE = 1, FCR_CLEAR_RECEIVED = 2 };
@@ -35,8 +36,9 @@ static uint8_t modem_status(const struct serial *serial) {
     /* In loopback the outputs RTS, DTR, OUT1, OUT2 are the inputs CTS, DSR, RI, DCD; otherwise a peer is there. */
     if (!(serial->mcr & MCR_LOOPBACK))
         return MSR_CTS | MSR_DSR | MSR_DCD;
-    return (uint8_t)((serial->mcr & 2 ? MSR_CTS : 0) | (serial->mcr & 1 ? MSR_DSR : 0) | (serial->mcr & 4 ? MSR_RI : 0) |
-                     (serial->mcr & 8 ? MSR_DCD : 0));
+    uint8_t outputs = serial->mcr;
+    return (uint8_t)((outputs & 2 ? MSR_CTS : 0) | (outputs & 1 ? MSR_DSR : 0) | (outputs & 4 ? MSR_RI : 0) |
+                     (outputs & 8 ? MSR_DCD : 0));
 }
 
 /* The interrupt of the highest priority. */
@@ -217,7 +219,9 @@ int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct term
     if (!serial)
         return -ENOMEM;
     *serial = (struct serial){.machine = machine, .terminal = terminal, .gsi = gsi, .dll = 1};
-    struct bus_range ports = {.address = port, .size = PORTS, .read = serial_read, .write = serial_write, .device = serial};
+    struct bus_range ports = {
+        .address = port, .size = PORTS, .read = serial_read, .write = serial_write, .device = serial,
+    };
     struct machine_device device = {.name = "serial", .device = serial, .close = serial_close};
     int error = -pthread_mutex_init(&serial->lock, NULL);
     if (error) {

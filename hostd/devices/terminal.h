@@ -1,6 +1,6 @@
 /*
- * terminal.h: the far end of a guest's consoles: their output goes to the log, to a tail kept in memory and to whoever is
- * attached to a socket; what those type goes to one device.
+ * terminal.h: the far end of a guest's consoles: their output goes to the log, to a tail kept in memory and to whoever
+ * is attached to a socket; what those type goes to one device.
  *
  * The guest never waits: a client that doesn't read loses output. Also watches for the line of a kernel panic.
  */
