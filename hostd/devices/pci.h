@@ -1,7 +1,7 @@
 /*
  * pci.h: one PCI bus with its host bridge, and what every device on it is (PCI Local Bus 3.0, 6; PCIe 3.0, 7.2.2 ECAM).
  *
- * Order of locks: pci.lock (configuration space) -> the device's own -> slot_lock -> msix.lock and pci.line_lock. BAR
+ * Order of locks: pci.lock (configuration space) -> the device's own -> slot_lock -> msix.lock, pci.line_lock. BAR
  * functions are called with none of them held: a device takes its own lock in them. Configuration accesses are rare and
  * hold pci.lock; a device must not touch configuration space while it holds its own lock. Interrupts (msix_raise,
  * pci_intx) may be raised under any lock.

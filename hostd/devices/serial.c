@@ -190,11 +190,19 @@ static void serial_write(void *device, uint64_t offset, uint64_t value, uint32_t
 
 /* --- what is typed --- */
 
+/* Linux allows the receiver's interrupt while a program has the port open. Before, what comes would be thrown away. */
+static int serial_listening(void *device) {
+    struct serial *serial = device;
+    pthread_mutex_lock(&serial->lock);
+    int listening = !(serial->mcr & MCR_LOOPBACK) && (serial->ier & IER_RECEIVED);
+    pthread_mutex_unlock(&serial->lock);
+    return listening;
+}
+
 static uint32_t serial_room(void *device) {
     struct serial *serial = device;
     pthread_mutex_lock(&serial->lock);
-    /* Before a driver has set the receiver up nothing is taken: it would be thrown away then. */
-    uint32_t room = serial->mcr & MCR_LOOPBACK || !(serial->ier & IER_RECEIVED) ? 0 : depth(serial) - serial->count;
+    uint32_t room = depth(serial) > serial->count ? depth(serial) - serial->count : 0;
     pthread_mutex_unlock(&serial->lock);
     return room;
 }
@@ -233,6 +241,7 @@ int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct term
         serial_close(serial);
         return error;
     }
-    terminal_set_input(terminal, &(struct terminal_input){serial, serial_room, serial_take});
-    return 0;
+    return terminal_add_input(terminal, &(struct terminal_input){
+        .device = serial, .listening = serial_listening, .room = serial_room, .take = serial_take,
+    });
 }

@@ -143,22 +143,32 @@ static void stop_reading(struct terminal_client *client, const uint64_t *unless_
     pthread_mutex_unlock(&terminal->lock);
 }
 
+/* Inputs are added before the thread starts. */
+static const struct terminal_input *listener(const struct terminal *terminal) {
+    for (uint32_t i = 0; i < terminal->input_count; i++) {
+        const struct terminal_input *input = &terminal->inputs[i];
+        if (!input->listening || input->listening(input->device))
+            return input;
+    }
+    return NULL;
+}
+
 /* Checked: no more is read than the device has room for. Returns 0 when the client is gone. */
 static int typed(struct terminal_client *client) {
     struct terminal *terminal = client->terminal;
     uint8_t bytes[INPUT];
     pthread_mutex_lock(&terminal->lock);
-    struct terminal_input input = terminal->input;
     uint64_t changes = terminal->input_changes;
     pthread_mutex_unlock(&terminal->lock);
-    uint32_t room = input.room ? input.room(input.device) : 0;
+    const struct terminal_input *input = listener(terminal);
+    uint32_t room = input ? input->room(input->device) : 0;
     if (!room) {
         stop_reading(client, &changes);
         return 1;
     }
     ssize_t size = recv(client->handler.fd, bytes, room < INPUT ? room : INPUT, MSG_DONTWAIT);
     if (size > 0)
-        input.take(input.device, bytes, (uint32_t)size);
+        input->take(input->device, bytes, (uint32_t)size);
     else if (size == 0) { /* It types no more, but may still watch. */
         client->ended = 1;
         stop_reading(client, NULL);
@@ -240,11 +250,14 @@ void terminal_more(struct terminal *terminal) {
     pthread_mutex_unlock(&terminal->lock);
 }
 
-void terminal_set_input(struct terminal *terminal, const struct terminal_input *input) {
+int terminal_add_input(struct terminal *terminal, const struct terminal_input *input) {
+    int full = terminal->input_count == TERMINAL_INPUTS;
     pthread_mutex_lock(&terminal->lock);
-    terminal->input = *input;
+    if (!full)
+        terminal->inputs[terminal->input_count++] = *input;
     input_changed(terminal);
     pthread_mutex_unlock(&terminal->lock);
+    return full ? -ENOSPC : 0;
 }
 
 /* --- opening --- */

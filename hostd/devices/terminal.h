@@ -1,6 +1,6 @@
 /*
  * terminal.h: the far end of a guest's consoles: their output goes to the log, to a tail kept in memory and to whoever
- * is attached to a socket; what those type goes to one device.
+ * is attached to a socket; what those type goes to the device that the guest reads from.
  *
  * The guest never waits: a client that doesn't read loses output. Also watches for the line of a kernel panic.
  */
@@ -28,12 +28,15 @@ struct terminal_client {
     int reading, ended;           /* its input is watched; has come to its end */
 };
 
-/* Bytes of the input that the device can take now; and taking them. Called in the I/O thread with no lock held. */
+/* A device that takes what is typed. Called in the I/O thread with no lock held. */
 struct terminal_input {
     void *device;
-    uint32_t (*room)(void *device);
+    int (*listening)(void *device);    /* does the guest read from it? NULL: always */
+    uint32_t (*room)(void *device);    /* bytes that it can take now */
     void (*take)(void *device, const uint8_t *bytes, uint32_t size);
 };
+
+#define TERMINAL_INPUTS 2
 
 struct terminal {
     pthread_mutex_t lock;         /* the last but msix's: output may be written under a device's lock */
@@ -44,7 +47,8 @@ struct terminal {
     char *socket_path;            /* removed at the end */
     struct loop_handler listener;
     struct terminal_client clients[TERMINAL_CLIENTS];
-    struct terminal_input input;
+    uint32_t input_count;
+    struct terminal_input inputs[TERMINAL_INPUTS];
     uint64_t input_changes;       /* how often there has been room again */
     uint8_t tail[TERMINAL_TAIL];
     uint64_t written;             /* bytes of output in all; the tail's end is at written % TERMINAL_TAIL */
@@ -59,8 +63,8 @@ int terminal_open(struct terminal *terminal, struct loop *loop, int log_fd, cons
                   const char *socket_path);
 void terminal_close(struct terminal *terminal);
 
-/* The device that gets what is typed; the last one named. */
-void terminal_set_input(struct terminal *terminal, const struct terminal_input *input);
+/* One more device for what is typed. The first that listens gets it. 0 or -ENOSPC. */
+int terminal_add_input(struct terminal *terminal, const struct terminal_input *input);
 
 /* There is room for input again. From any thread, with any lock but the terminal's. */
 void terminal_more(struct terminal *terminal);

@@ -10,6 +10,7 @@ from pci_driver import Driver
 
 from hostd.boot.linux import layout
 from hostd.devices.machine import Machine
+from hostd.devices.virtio import add_console
 
 RBR, IER, IIR, LCR, MCR, LSR, MSR, SCR = 0, 1, 2, 3, 4, 5, 6, 7
 FCR, THR = IIR, RBR
@@ -158,6 +159,22 @@ def test_input_waits_for_a_driver(port):
     port[IER] = RECEIVED
     port.driver.turn()
     assert bytes(port[RBR] for _ in range(5)) == b"early"
+    client.close()
+
+
+def test_a_port_that_is_open_comes_before_other_consoles(port):
+    add_console(port.machine, {}, terminal=port.machine.terminal)
+    client = port.attach()
+    client.send(b"who?")
+    port.driver.turn()
+    port[FCR] = 7
+    port[IER] = RECEIVED
+    port.driver.turn()
+    assert bytes(port[RBR] for _ in range(4)) == b"who?"
+    port[IER] = 0
+    client.send(b"you")
+    port.driver.turn()
+    assert not port[LSR] & 1
     client.close()
 
 

@@ -384,6 +384,5 @@ int virtio_console_terminal(struct virtio_console *console, const char *name, st
         return -EINVAL;
     port->terminal = terminal;
     struct terminal_input input = {.device = console, .room = typed_room, .take = typed_take};
-    terminal_set_input(terminal, &input);
-    return 0;
+    return terminal_add_input(terminal, &input);
 }
