@@ -30,7 +30,7 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(fuzzer: Path, seed: int, cases: int, first: int = 0) -> str:
+def run(fuzzer: Path, seed: int, cases: int, first: int | str = 0) -> str:
     done = subprocess.run(
         [str(fuzzer), str(seed), str(cases), str(first)], capture_output=True, text=True, check=False, timeout=500
     )
@@ -47,6 +47,16 @@ def test_no_device_is_hurt(fuzzer: Path, seed: int) -> None:
     assert used > CASES
     assert broken > CASES / 10
     assert proven > CASES / 3
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_while_another_vcpu_writes(fuzzer: Path, seed: int) -> None:
+    """What was read once and checked is not read again."""
+    cases = CASES // 10
+    ran, used, broken, _ = (int(word) for word in run(fuzzer, seed, cases, "race").split() if word.isdigit())
+    assert ran == cases
+    assert used > cases
+    assert broken > cases / 10
 
 
 def test_a_case_can_be_run_again(fuzzer: Path) -> None:

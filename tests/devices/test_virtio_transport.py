@@ -264,6 +264,14 @@ def test_breaks_on_a_bad_indirect_table(rng: Setup, size: int, flags: int, featu
     assert "indirect" in broken(rng)
 
 
+def test_breaks_on_a_next_past_an_indirect_table(rng: Setup) -> None:
+    rng.driver.open()
+    rng.table.write(DATA, struct.pack("<QIHHQIHH", DATA, 16, NEXT | WRITE, 1, DATA, 16, WRITE, 0))
+    rng.driver.desc(0, 0, DATA, 16, INDIRECT)
+    rng.driver.publish(0, 0)
+    assert "next" in broken(rng)
+
+
 def test_breaks_on_a_nested_table(rng: Setup) -> None:
     rng.driver.open()
     rng.table.write(DATA, struct.pack("<QIHH", DATA, 16, INDIRECT, 0))

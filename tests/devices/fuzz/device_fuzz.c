@@ -2,13 +2,16 @@
  * device_fuzz.c: random bytes over configuration space, BARs, ports, queues and descriptors of every device, without a VM.
  *
  *     device_fuzz SEED CASES [FIRST]     cases FIRST.. of the seed; each can be run again alone
+ *     device_fuzz SEED CASES race        another vCPU writes to the rings and buffers all the time: not repeatable
  *
  * Built with -fsanitize=address,undefined; the guest's rows lie between pages without access. A case sets a device up as a
  * driver does, mostly, then goes wrong step by step; in the end the device is reset and has to do its work. A case that does
  * not come to an end is met by the alarm.
  */
+#include <fcntl.h>
 #include <linux/virtio_pci.h>
 #include <linux/virtio_ring.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +26,7 @@ enum { STEPS = 24, SECONDS = 20 };
 static uint64_t broken, used, proven; /* so that a fuzzer that reaches nothing is seen */
 static uint64_t seed, number;
 static const char *doing = "";
+static int race;
 
 static void too_long(int signal) {
     (void)signal;
@@ -75,7 +79,19 @@ static void scribble(struct bench *bench) {
     const struct driver_queue *queue = &bench->driver.queues[below(bench->driver.count)];
     uint64_t value = nasty(queue->size);
     uint64_t desc = queue->desc + 16 * below(queue->size);
-    switch (below(6)) {
+    switch (below(7)) {
+    case 6: { /* A loop, of buffers of nothing, or of many pieces. */
+        static const struct vring_desc kinds[] = {{BORDER, 16, VRING_DESC_F_NEXT, 0}, {BORDER, 0, VRING_DESC_F_NEXT, 0}};
+        struct vring_desc loop = kinds[below(2)];
+        loop.flags |= below(2) ? VRING_DESC_F_WRITE : 0;
+        for (uint16_t i = 0; i < queue->size; i++) {
+            loop.next = (uint16_t)((i + 1) & (queue->size - 1));
+            poke(queue->desc + 16ull * i, &loop, sizeof loop);
+        }
+        poke(queue->avail + 4 + 2ull * (queue->next_avail & (queue->size - 1u)), &(uint16_t){0}, 2);
+        poke(queue->avail + 2, &(uint16_t){(uint16_t)(queue->next_avail + 1)}, 2);
+        break;
+    }
     case 0:
         value = some_address();
         poke(desc, &value, 8);
@@ -160,7 +176,7 @@ static void touch_common(struct bench *bench) {
 }
 
 static void touch_ports(struct bench *bench) {
-    static const uint16_t bases[] = {0x3f8, 0x600, 0xcf8, 0};
+    static const uint16_t bases[] = {0x3f8, 0x3f8, 0x600, 0};
     uint16_t port = (uint16_t)(bases[below(4)] + below(9));
     if (below(2))
         port_put(bench->machine, port, (uint32_t)nasty(0x40), 1u << below(3));
@@ -196,8 +212,16 @@ static void step(struct bench *bench) {
         if (bench->target->host)
             bench->target->host(bench);
         break;
+    case 11:
+        if (!below(8))
+            pci_reset(&bench->machine->pci);
+        else
+            terminal_host(bench);
+        break;
     case 10:
         serve(bench->machine);
+        if (bench->target->virtio && !below(16)) /* In mid flight, another driver. */
+            bench->ready = driver_open(&bench->driver, bench->machine, bench->slot, ~0ull, (int)below(2));
         break;
     default:
         if (bench->target->request && bench->ready)
@@ -207,6 +231,21 @@ static void step(struct bench *bench) {
     }
     if (below(2))
         loop_once(&bench->machine->loop, 0);
+}
+
+/* Not a data race to the machine, whatever the language says: this is what a guest's other vCPU can do. */
+static void *other_vcpu(void *stop) {
+    uint64_t state = seed + number + 1;
+    while (!__atomic_load_n((int *)stop, __ATOMIC_ACQUIRE)) {
+        state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+        uint64_t value = state >> 40, gpa = 0x100 + state % 0x6000;
+        const struct slot_row *row = slot_find(&guest_rows, gpa);
+        if (state >> 32 & 1) /* Something that may be believed: a small number, a flag. */
+            __atomic_store_n((uint16_t *)(row->hva + (gpa & ~1ull)), (uint16_t)(value & 0x1f), __ATOMIC_RELAXED);
+        else
+            __atomic_store_n((uint32_t *)(row->hva + (gpa & ~3ull)), (uint32_t)value, __ATOMIC_RELAXED);
+    }
+    return NULL;
 }
 
 static void one_case(void) {
@@ -219,9 +258,19 @@ static void one_case(void) {
         bench->ready = driver_open(&bench->driver, bench->machine, bench->slot, below(2) ? ~0ull : random_next(), (int)below(2));
     else
         config_put(bench->machine, bench->slot, 4, 6, 2);
-    for (uint64_t steps = 1 + below(STEPS); steps--;)
+    if (target->warm && (bench->ready || !target->virtio) && below(4))
+        target->warm(bench);
+    int stop = 0;
+    pthread_t thread;
+    if (race && pthread_create(&thread, NULL, other_vcpu, &stop))
+        abort();
+    for (uint64_t steps = (1 + below(STEPS)) * (race ? 8 : 1); steps--;)
         step(bench);
     serve(bench->machine);
+    if (race) {
+        __atomic_store_n(&stop, 1, __ATOMIC_RELEASE);
+        pthread_join(thread, NULL);
+    }
     struct virtio_device *device = virtio_pci_device(bench->machine, bench->slot);
     for (uint32_t i = 0; device && i < device->queue_count; i++)
         used += device->queues[i].chains;
@@ -241,18 +290,31 @@ static void one_case(void) {
     bench_close(bench);
 }
 
+static int open_descriptors(void) {
+    int count = 0;
+    for (int fd = 0; fd < 1024; fd++)
+        count += fcntl(fd, F_GETFD) >= 0;
+    return count;
+}
+
 int main(int argc, char **argv) {
     if (argc < 3)
         return 2;
     seed = strtoull(argv[1], NULL, 10);
-    uint64_t cases = strtoull(argv[2], NULL, 10), first = argc > 3 ? strtoull(argv[3], NULL, 10) : 0;
+    race = argc > 3 && !strcmp(argv[3], "race");
+    uint64_t cases = strtoull(argv[2], NULL, 10), first = argc > 3 && !race ? strtoull(argv[3], NULL, 10) : 0;
     memory_open();
     targets_open();
     signal(SIGALRM, too_long);
     signal(SIGPIPE, SIG_DFL); /* Who writes to a socket that is gone must not raise it. */
+    int before = open_descriptors();
     for (number = first; number < first + cases; number++) {
         alarm(SECONDS);
         one_case();
+    }
+    if (open_descriptors() != before) {
+        fprintf(stderr, "%d descriptors were left open\n", open_descriptors() - before);
+        return 4;
     }
     printf("%lu cases, %lu chains used, %lu devices broken, %lu proven\n", cases, used, broken, proven);
     return 0;

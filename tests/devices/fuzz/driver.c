@@ -73,20 +73,19 @@ static void open_queue(struct driver *driver, uint32_t index) {
     common_put(driver, VIRTIO_PCI_COMMON_Q_ENABLE, 1, 2);
 }
 
-static void enable_msix(struct driver *driver) {
-    struct machine *machine = driver->machine;
-    uint32_t at = config_get(machine, driver->slot, 0x34, 1);
-    for (int i = 0; at && i < 48; i++, at = config_get(machine, driver->slot, at + 1, 1)) {
-        if (config_get(machine, driver->slot, at, 1) != 0x11)
+void enable_msix(struct machine *machine, uint32_t slot, uint32_t count) {
+    uint32_t at = config_get(machine, slot, 0x34, 1);
+    for (int i = 0; at && i < 48; i++, at = config_get(machine, slot, at + 1, 1)) {
+        if (config_get(machine, slot, at, 1) != 0x11)
             continue;
-        uint64_t table = config_get(machine, driver->slot, 0x14, 4) & ~0xfull;
-        for (uint32_t vector = 0; vector <= driver->count; vector++) {
+        uint64_t table = config_get(machine, slot, 0x14, 4) & ~0xfull;
+        for (uint32_t vector = 0; vector < count; vector++) {
             mmio_put(machine, table + 16 * vector, 0xfee00000, 4);
             mmio_put(machine, table + 16 * vector + 4, 0, 4);
             mmio_put(machine, table + 16 * vector + 8, 0x4000 + vector, 4);
             mmio_put(machine, table + 16 * vector + 12, 0, 4);
         }
-        config_put(machine, driver->slot, at + 2, 0x8000, 2);
+        config_put(machine, slot, at + 2, 0x8000, 2);
         return;
     }
 }
@@ -111,10 +110,12 @@ int driver_open(struct driver *driver, struct machine *machine, uint32_t slot, u
     if (!(common_get(driver, VIRTIO_PCI_COMMON_STATUS, 1) & VIRTIO_CONFIG_S_FEATURES_OK))
         return 0;
     driver->count = (uint32_t)common_get(driver, VIRTIO_PCI_COMMON_NUMQ, 2);
-    if (driver->count > DRIVER_QUEUES)
-        abort();
+    if (driver->count > DRIVER_QUEUES) { /* All ones: its BAR is nowhere, or another's. */
+        driver->count = 0;
+        return 0;
+    }
     if (msix)
-        enable_msix(driver);
+        enable_msix(machine, slot, driver->count + 1);
     common_put(driver, VIRTIO_PCI_COMMON_MSIX, 0, 2);
     for (uint32_t i = 0; i < driver->count; i++)
         open_queue(driver, i);

@@ -40,6 +40,9 @@ void config_put(struct machine *machine, uint32_t slot, uint32_t offset, uint32_
 void port_put(struct machine *machine, uint16_t port, uint32_t value, uint32_t size);
 uint32_t port_get(struct machine *machine, uint16_t port, uint32_t size);
 
+/* Unmasks the first `count` vectors and turns MSI-X on. */
+void enable_msix(struct machine *machine, uint32_t slot, uint32_t count);
+
 /* Resets the device and brings it to DRIVER_OK. 1, or 0 if it does not come up. `features`: which to accept if offered. */
 int driver_open(struct driver *driver, struct machine *machine, uint32_t slot, uint64_t features, int msix);
 

@@ -15,10 +15,10 @@ uint64_t below(uint64_t limit);
 uint64_t nasty(uint64_t size);
 
 /* --- memory.c: rows between pages that nobody can touch --- */
-enum { ROWS = 5 };
+enum { ROWS = 5, BORDER = 16 * 4096 - 8 }; /* BORDER: bytes from here on are in two rows */
 extern struct slot_rows guest_rows;
 void memory_open(void);
-/* All zero again. */
+/* All zero again, but for the row that nobody may write: it is checked. */
 void memory_clear(void);
 /* An address in some row, mostly; near an end, often. */
 uint64_t some_address(void);

@@ -1,5 +1,6 @@
 /* memory.c: the guest's memory in the fuzzer. Every row lies between pages without access: one byte outside is a fault. */
 #define _GNU_SOURCE
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -45,6 +46,11 @@ void memory_clear(void) {
     for (int i = 0; i < ROWS; i++)
         if (rows[i].writable)
             memset(rows[i].hva, 0, rows[i].size);
+    for (uint64_t at = 0; at < rows[2].size; at += PAGE)
+        if (rows[2].hva[at] != 0x52) {
+            fputs("the read-only row lost its bytes\n", stderr);
+            abort();
+        }
 }
 
 uint64_t some_address(void) {

@@ -174,9 +174,13 @@ static uint32_t request_in(struct bench *bench, struct segment *segments, uint32
 }
 
 static int prove_rng(struct bench *bench) {
-    struct segment segment = {FAR + 0x1000, 64, 1};
-    uint32_t size = 0;
-    return ask(bench, 0, &segment, 1, &size) && size == 64;
+    for (uint32_t turn = 1; turn <= 2 * bench->driver.queues[0].size + 1u; turn++) {
+        struct segment segment = {FAR + 0x1000, turn, 1};
+        uint32_t size = 0;
+        if (!ask(bench, 0, &segment, 1, &size) || size != turn)
+            return 0;
+    }
+    return 1;
 }
 
 /* --- pmem --- */
@@ -244,6 +248,8 @@ static void host_balloon(struct bench *bench) {
 static int prove_balloon(struct bench *bench) {
     struct virtio_balloon *balloon = bench->device;
     uint64_t before = balloon->released;
+    if (virtio_balloon_poll(balloon)) /* A buffer of the driver before. */
+        return 0;
     uint32_t page = 1u << 20, size = 0, word = 0x12345678;
     poke(FAR, &word, 4);
     poke(DATA, &page, 4);
@@ -255,6 +261,47 @@ static int prove_balloon(struct bench *bench) {
 }
 
 /* --- console --- */
+
+/* Returns a socket connected to that name, or -1: its backlog is full. */
+static int connected(const struct sockaddr_un *name, socklen_t length) {
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    OK(fd);
+    if (connect(fd, (const struct sockaddr *)name, length)) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static void connect_client(struct bench *bench, uint32_t i) {
+    struct sockaddr_un name;
+    socklen_t length = sizeof name;
+    OK(getsockname(bench->listeners[i], (struct sockaddr *)&name, &length));
+    bench->clients[i] = connected(&name, length);
+}
+
+/* A client does something: sends, reads, ends one direction, goes. */
+static void act(int *client) {
+    uint8_t bytes[9000];
+    memset(bytes, 'h', sizeof bytes);
+    switch (below(7)) {
+    case 0:
+    case 1:
+    case 2:
+        (void)!send(*client, bytes, below(sizeof bytes), MSG_NOSIGNAL);
+        return;
+    case 3:
+    case 4:
+        (void)!recv(*client, bytes, below(sizeof bytes), 0);
+        return;
+    case 5:
+        shutdown(*client, (int)below(2));
+        return;
+    default:
+        close(*client);
+        *client = -1;
+    }
+}
 
 static void make_console(struct bench *bench) {
     struct virtio_console *console = virtio_console_new(&guest_rows, 1 + CONSOLE_SOCKETS);
@@ -269,65 +316,6 @@ static void make_console(struct bench *bench) {
         OK(virtio_console_port(console, i + 1, i ? "second" : "first", fd));
     }
     add_virtio(bench, console);
-}
-
-static uint32_t request_console(struct bench *bench, struct segment *segments, uint32_t *queue) {
-    uint32_t which = (uint32_t)below(4);
-    if (which == 0) { /* A control message. */
-        struct virtio_console_control message = {.id = (uint32_t)below(4), .event = (uint16_t)below(8), .value = below(4) != 0};
-        static const uint16_t useful[] = {VIRTIO_CONSOLE_DEVICE_READY, VIRTIO_CONSOLE_PORT_READY, VIRTIO_CONSOLE_PORT_OPEN};
-        if (below(4))
-            message.event = useful[below(3)];
-        segments[0] = (struct segment){data_at(8), 8, 0};
-        poke(segments[0].gpa, &message, sizeof message);
-        *queue = 3;
-        return 1;
-    }
-    *queue = which == 1 ? 2 : (uint32_t)below(bench->driver.count ? bench->driver.count : 1);
-    int in = *queue % 2 == 0;
-    segments[0] = (struct segment){data_at(512), (uint32_t)(in ? 64 + below(448) : below(512)), in};
-    return 1;
-}
-
-static void connect_client(struct bench *bench, uint32_t i) {
-    struct sockaddr_un name;
-    socklen_t length = sizeof name;
-    OK(getsockname(bench->listeners[i], (struct sockaddr *)&name, &length));
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    OK(fd);
-    int small = 4096;
-    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &small, sizeof small);
-    if (connect(fd, (struct sockaddr *)&name, length)) {
-        close(fd);
-        return;
-    }
-    bench->clients[i] = fd;
-}
-
-static void host_console(struct bench *bench) {
-    uint32_t i = (uint32_t)below(CONSOLE_SOCKETS);
-    uint8_t bytes[3000];
-    if (bench->clients[i] < 0) {
-        connect_client(bench, i);
-        return;
-    }
-    memset(bytes, 'h', sizeof bytes);
-    switch (below(6)) {
-    case 0:
-    case 1:
-        (void)!send(bench->clients[i], bytes, below(sizeof bytes), MSG_NOSIGNAL);
-        return;
-    case 2:
-    case 3:
-        (void)!recv(bench->clients[i], bytes, below(sizeof bytes), 0);
-        return;
-    case 4:
-        shutdown(bench->clients[i], (int)below(2));
-        return;
-    default:
-        close(bench->clients[i]);
-        bench->clients[i] = -1;
-    }
 }
 
 /* Gives the device as many buffers for control messages as it wants. */
@@ -350,6 +338,55 @@ static void control(struct bench *bench, uint32_t id, uint16_t event) {
     poke(FAR, &message, sizeof message);
     ask(bench, 3, &segment, 1, &size);
     feed(bench);
+}
+
+static uint32_t request_console(struct bench *bench, struct segment *segments, uint32_t *queue) {
+    uint32_t which = (uint32_t)below(4);
+    if (which == 0) { /* A control message. */
+        struct virtio_console_control message = {.id = (uint32_t)below(4), .event = (uint16_t)below(8), .value = below(4) != 0};
+        static const uint16_t useful[] = {VIRTIO_CONSOLE_DEVICE_READY, VIRTIO_CONSOLE_PORT_READY, VIRTIO_CONSOLE_PORT_OPEN};
+        if (below(4))
+            message.event = useful[below(3)];
+        segments[0] = (struct segment){data_at(8), 8, 0};
+        poke(segments[0].gpa, &message, sizeof message);
+        *queue = 3;
+        return 1;
+    }
+    *queue = which == 1 ? 2 : (uint32_t)below(bench->driver.count ? bench->driver.count : 1);
+    int in = *queue % 2 == 0;
+    if (!in && *queue > 3 && below(2)) { /* More than a socket holds, soon. */
+        for (uint32_t i = 0; i < SEGMENTS; i++)
+            segments[i] = (struct segment){FAR, 0x8000, 0};
+        return SEGMENTS;
+    }
+    segments[0] = (struct segment){data_at(512), (uint32_t)(in ? 64 + below(448) : below(512)), in};
+    return 1;
+}
+
+static void host_console(struct bench *bench) {
+    uint32_t i = (uint32_t)below(CONSOLE_SOCKETS);
+    if (bench->clients[i] < 0)
+        connect_client(bench, i);
+    else
+        act(&bench->clients[i]);
+}
+
+/* Both ports as far as a guest's programs bring them, with buffers and a client each, sometimes. */
+static void warm_console(struct bench *bench) {
+    control(bench, 0, VIRTIO_CONSOLE_DEVICE_READY);
+    for (uint32_t port = 0; port <= CONSOLE_SOCKETS; port++) {
+        if (below(8))
+            control(bench, port, VIRTIO_CONSOLE_PORT_READY);
+        if (below(8))
+            control(bench, port, VIRTIO_CONSOLE_PORT_OPEN);
+        for (uint64_t buffers = below(4); buffers--;) {
+            struct segment buffer = {data_at(512), 1 + (uint32_t)below(511), 1};
+            driver_post(&bench->driver, port ? 2 * port + 2 : 0, &buffer, 1, 0);
+        }
+        if (port && below(4))
+            connect_client(bench, port - 1);
+    }
+    serve(bench->machine);
 }
 
 static void forget_clients(struct bench *bench) {
@@ -401,6 +438,14 @@ static void make_ivshmem(struct bench *bench) {
     bench->slot = (uint32_t)slot;
 }
 
+static void warm_ivshmem(struct bench *bench) {
+    config_put(bench->machine, bench->slot, 4, 6, 2);
+    if (below(2))
+        enable_msix(bench->machine, bench->slot, 1);
+    uint64_t registers = config_get(bench->machine, bench->slot, 0x10, 4) & ~0xfull;
+    mmio_put(bench->machine, registers, 1, 4); /* Interrupt mask. */
+}
+
 static void host_ivshmem(struct bench *bench) {
     uint64_t one = 1;
     (void)!write(bench->events[below(IVSHMEM_EVENTS)], &one, sizeof one);
@@ -410,16 +455,25 @@ static void host_ivshmem(struct bench *bench) {
 }
 
 const struct target targets[] = {
-    {"blk-ro", 1, make_blk_ro, request_blk, host_blk, prove_blk},
-    {"blk-shared", 1, make_blk_shared, request_blk, host_blk, prove_blk},
-    {"blk-private", 1, make_blk_private, request_blk, host_blk, prove_blk},
-    {"rng", 1, make_rng, request_in, NULL, prove_rng},
-    {"pmem", 1, make_pmem, request_pmem, NULL, prove_pmem},
-    {"balloon", 1, make_balloon, request_balloon, host_balloon, prove_balloon},
-    {"console", 1, make_console, request_console, host_console, prove_console},
-    {"ivshmem", 0, make_ivshmem, NULL, host_ivshmem, NULL},
+    {"blk-ro", 1, make_blk_ro, NULL, request_blk, host_blk, prove_blk},
+    {"blk-shared", 1, make_blk_shared, NULL, request_blk, host_blk, prove_blk},
+    {"blk-private", 1, make_blk_private, NULL, request_blk, host_blk, prove_blk},
+    {"rng", 1, make_rng, NULL, request_in, NULL, prove_rng},
+    {"pmem", 1, make_pmem, NULL, request_pmem, NULL, prove_pmem},
+    {"balloon", 1, make_balloon, NULL, request_balloon, host_balloon, prove_balloon},
+    {"console", 1, make_console, warm_console, request_console, host_console, prove_console},
+    {"ivshmem", 0, make_ivshmem, warm_ivshmem, NULL, host_ivshmem, NULL},
 };
 const uint32_t target_count = sizeof targets / sizeof *targets;
+
+void terminal_host(struct bench *bench) {
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    memcpy(name.sun_path, bench->socket, sizeof bench->socket);
+    if (bench->watcher < 0)
+        bench->watcher = connected(&name, sizeof name);
+    else
+        act(&bench->watcher);
+}
 
 struct bench *bench_open(const struct target *target) {
     static const struct pci_place place = {
@@ -436,10 +490,14 @@ struct bench *bench_open(const struct target *target) {
     bench->machine = machine_new(&guest_rows, -1, &place);
     if (!bench->machine)
         abort();
-    OK(terminal_open(&bench->terminal, &bench->machine->loop, -1, NULL, 0, NULL));
+    bench->watcher = -1;
+    OK(bench->log = memfd_create("log", MFD_CLOEXEC));
+    snprintf(bench->socket, sizeof bench->socket, "/tmp/device-fuzz.%d", getpid());
+    OK(terminal_open(&bench->terminal, &bench->machine->loop, bench->log, NULL, 0, bench->socket));
     OK(serial_add(bench->machine, 0x3f8, 4, &bench->terminal));
     OK(power_add(bench->machine, 0x600, 5, 1));
     target->make(bench);
+    OK(pci_start(&bench->machine->pci)); /* All but the thread. */
     return bench;
 }
 
@@ -457,9 +515,11 @@ void bench_close(struct bench *bench) {
             abort();
         }
     }
-    machine_free(bench->machine);
     terminal_close(&bench->terminal);
+    machine_free(bench->machine);
     close_all(&bench->disk, 1);
+    close_all(&bench->log, 1);
+    close_all(&bench->watcher, 1);
     close_all(bench->listeners, CONSOLE_SOCKETS);
     close_all(bench->clients, CONSOLE_SOCKETS);
     close_all(bench->events, IVSHMEM_EVENTS);

@@ -19,12 +19,15 @@ struct bench {
     int disk;                         /* the file behind it, ours, or -1 */
     int listeners[CONSOLE_SOCKETS], clients[CONSOLE_SOCKETS]; /* -1: none */
     int events[IVSHMEM_EVENTS];       /* -1: none */
+    int log, watcher;                 /* of the terminal: its log, and who is attached; -1: nobody */
+    char socket[64];                  /* the terminal's */
 };
 
 struct target {
     const char *name;
     int virtio;
     void (*make)(struct bench *bench);
+    void (*warm)(struct bench *bench);  /* the driver's next steps after driver_open, as far as they make sense */
     /* A request that makes sense: fills segments, says which queue. */
     uint32_t (*request)(struct bench *bench, struct segment *segments, uint32_t *queue);
     void (*host)(struct bench *bench);  /* something happens on the host's side */
@@ -35,6 +38,9 @@ extern const struct target targets[];
 extern const uint32_t target_count;
 
 void targets_open(void);
+
+/* Something happens at the console's far end. */
+void terminal_host(struct bench *bench);
 
 struct bench *bench_open(const struct target *target);
 /* Ends the program if the host's side was hurt. */
