@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from shm._shm import lib
 from shm.errors import ShmError
-from shm.layout import KINDS, ROLES, ChannelInfo
+from shm.layout import KINDS, PAGE, ROLES, ChannelInfo, round_up
 
 RUN = Path("/run/hostd")
 
@@ -66,7 +67,7 @@ def ends(run: Path = RUN) -> list[HandedEnd]:
     except (ValueError, IndexError):
         raise ShmError(
             f"{file}: a line is not CHANNEL REGION ROLE LANE LANES FLAGS "
-            "[KIND OFFSET SPAN SIZE MAX_MESSAGE DATA_BELL SPACE_BELL]"
+            "[KIND OFFSET SIZE MAX_MESSAGE DATA_BELL SPACE_BELL]"
         ) from None
 
 
@@ -78,8 +79,9 @@ def _end(fields: list[str]) -> HandedEnd:
     info = None
     if len(fields) > 6:
         kind = fields[6]
-        offset, span, size, max_message, data_bell, space_bell = map(int, fields[7:13])
+        offset, size, max_message, data_bell, space_bell = map(int, fields[7:12])
         if kind not in KINDS:
             raise ValueError(kind)
-        info = ChannelInfo(channel, kind, offset, span, size, max_message, lanes, flags, data_bell, space_bell)
+        info = ChannelInfo(channel, kind, offset, 0, size, max_message, lanes, flags, data_bell, space_bell)
+        info = replace(info, span=round_up(lib.end_bytes(info.config()), PAGE))
     return HandedEnd(channel, region, role, lane, lanes, flags, info)

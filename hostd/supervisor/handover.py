@@ -68,7 +68,12 @@ def _region_lines(guest: PlannedGuest, regions: Regions) -> list[str]:
 
 def _channel_lines(guest: PlannedGuest, regions: Regions) -> list[str]:
     names = [name for name, _ in guest.regions]
-    return [
-        f"{end['name']} {names[end['region']]} {end['role']} {end['lane']} {end['lanes']} {end['flags']}\n"
-        for end in regions.ends(guest)
-    ]
+    bells = [number for _, number in regions.bells(guest)]
+    lines = []
+    for end in regions.ends(guest):
+        # All that an end goes by: the region's own directory may have been written to by a peer.
+        place = f"{end['kind']} {end['offset']} {end['size']} {end['max_message']}"
+        rung = f"{bells[end['data_bell']]} {bells[end['space_bell']]}"
+        whose = f"{end['role']} {end['lane']} {end['lanes']} {end['flags']}"
+        lines.append(f"{end['name']} {names[end['region']]} {whose} {place} {rung}\n")
+    return lines

@@ -1,4 +1,4 @@
-"""A Linux guest's view of a region, faked: a sysfs whose resource2 is a region's memory, a FIFO in place of UIO."""
+"""A Linux guest's view of a region, faked: a sysfs whose resource2 is the file of a region, a FIFO in place of UIO."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FakeGuest:
         (self.device / "resource").write_text("0x00000000c0000000 0x00000000c00000ff 0x0000000000040200\n")
         (self.device / "resource0").write_bytes(bytes(4096))
         (self.device / "config").write_bytes(bytes(5) + b"\x04" + bytes(58))
-        (self.device / "resource2").symlink_to(f"/proc/self/fd/{region.fd}")
+        (self.device / "resource2").symlink_to(region.backing)
         if handed:
             (self.run / "name").write_text("a\n")
             (self.run / "cluster").write_text("tests\n")

@@ -266,7 +266,7 @@ def test_lines_that_are_none_are_told(fake: Callable[..., FakeGuest], line: str)
 
 def test_what_hostd_said_counts_and_not_what_a_peer_wrote(fake: Callable[..., FakeGuest], region: shm.Region) -> None:
     info = region.channels["there"]
-    where = f"{info.kind} {info.offset} {info.span} {info.size} {info.max_message} {info.data_bell} {info.space_bell}"
+    where = f"{info.kind} {info.offset} {info.size} {info.max_message} {info.data_bell} {info.space_bell}"
     made = fake([f"there link receive 0 1 {info.flags} {where}"])
     with open(f"/proc/self/fd/{region.fd}", "r+b") as memory:
         memory.seek(lib.SHM_DIRECTORY)

@@ -111,10 +111,11 @@ static int ask(struct guest_end *out, struct guest_end *in, const struct guestct
     free(run.times_ns);
     free(run.back);
     free(run.message);
-    if (!result)
-        return 0;
-    int code = guestctl_ended(out, result);
-    return code ? code : GUESTCTL_FAILED;
+    if (result == SHM_E_CLOSED)
+        fprintf(stderr, "guestctl: channel %s: its other end was closed; start the other side first\n", in->line.channel);
+    if (!result || result == SHM_E_CLOSED)
+        return result ? GUESTCTL_FAILED : 0;
+    return guestctl_ended(in, result);
 }
 
 int guestctl_bench(const struct guestctl_options *options, const char *first, const char *second) {

@@ -43,15 +43,15 @@ static int parse_region(char *text, struct guest_region_line *line) {
 static int parse_end(char *text, struct guest_end_line *line) {
     static const char *const kinds[] = {KINDS};
     char kind[16];
-    unsigned long offset, span, size;
+    unsigned long offset, size;
     struct shm_config *c = &line->config;
     *line = (struct guest_end_line){0};
-    int count = sscanf(text, "%47s %63s %15s %u %u %u %15s %lu %lu %lu %u %u %u", line->channel, line->region, line->role,
-                       &c->lane, &c->lanes, &c->flags, kind, &offset, &span, &size, &c->max_message, &c->data_bell,
+    int count = sscanf(text, "%47s %63s %15s %u %u %u %15s %lu %lu %u %u %u", line->channel, line->region, line->role,
+                       &c->lane, &c->lanes, &c->flags, kind, &offset, &size, &c->max_message, &c->data_bell,
                        &c->space_bell);
     if (count == 6)
         return 1;
-    if (count != 13)
+    if (count != 12)
         return 0;
     for (c->kind = 0; c->kind < 4 && strcmp(kinds[c->kind], kind);)
         c->kind++;
