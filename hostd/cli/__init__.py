@@ -14,6 +14,7 @@ COMMANDS = {
     "down": "end a background cluster and remove all it made",
     "ps": "list clusters and their guests",
     "logs": "show what guests wrote to their consoles",
+    "console": "join this terminal to a guest's console",
     "stop": "stop guests for good",
     "kill": "kill the processes of guests",
     "slots": "show a guest's slot table and what of it is shared",

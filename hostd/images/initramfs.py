@@ -38,7 +38,7 @@ MODULES = (
 APPLETS = (
     "ash awk base64 basename cat chgrp chmod chown chroot clear cmp cp cut date dd df diff dirname dmesg du echo env "
     "expr false find free getty grep gunzip gzip head hexdump hostname id insmod ip kill killall less ln ls lsmod "
-    "lspci md5sum mkdir mkfifo mknod modprobe more mount mv nc od pgrep pidof ping pkill poweroff printf ps pwd "
+    "md5sum mkdir mkfifo mknod modprobe more mount mv nc od pidof ping poweroff printf ps pwd "
     "readlink reboot rm rmdir rmmod sed seq setsid sh sha256sum sleep sort stat stty sync sysctl tail tar tee test "
     "time timeout top touch tr true tty umount uname uniq uptime vi wc which xargs yes zcat"
 ).split()
