@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import secrets
+import struct
 from collections import deque
 from collections.abc import Mapping, Sequence
 
@@ -19,6 +19,8 @@ FLUSH = bytes(65_600)
 """zeros that end any half frame of an earlier session"""
 CARRYING = (Type.DATA, Type.STDOUT, Type.STDERR)
 ENDING = (Type.EXIT, Type.DONE, Type.ERROR)
+ONCE = (Type.STARTED, Type.EOF, *ENDING)
+CREDIT_LIMIT = 1 << 31
 
 
 class AgentError(Exception):
@@ -30,6 +32,33 @@ class AgentError(Exception):
         """the guest's errno, or 0"""
 
 
+def exec_payload(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+    terminal: tuple[int, int] | None = None,
+    stdin: bool = True,
+    clean: bool = False,
+) -> bytes:
+    """Return the payload of EXEC: a command with a `terminal` of so many rows and columns, or with pipes."""
+    flags = ExecFlag(0)
+    flags |= ExecFlag.TTY if terminal else 0
+    flags |= ExecFlag.CLEAN_ENV if clean else 0
+    flags |= ExecFlag.NO_STDIN if not stdin else 0
+    variables = [f"{name}={value}" for name, value in (env or {}).items()]
+    for text in (cwd, *argv, *variables):
+        if "\0" in text:
+            raise AgentError(f"{text!r} holds a zero byte, which no command can be given")
+    if len(argv) > 0xFFFF or len(variables) > 0xFFFF:
+        raise AgentError(f"{len(argv)} arguments and {len(variables)} variables are too many")
+    head = protocol.EXEC.pack(flags, *(terminal or (0, 0)), 0, 0, len(argv), len(variables))
+    payload = head + b"".join(strings(text.encode(errors="surrogateescape")) for text in (cwd, *argv, *variables))
+    if len(payload) > protocol.MAX_PAYLOAD:
+        raise AgentError(f"{len(payload)} bytes of arguments and environment are more than {protocol.MAX_PAYLOAD}")
+    return payload
+
+
 class Stream:
     """One command or copy. `receive` gives its frames; bytes are only sent as fast as the guest takes them."""
 
@@ -39,6 +68,8 @@ class Stream:
         self._frames: deque[tuple[Type, bytes]] = deque()
         self._arrived = asyncio.Event()
         self._credit = protocol.WINDOW
+        self._granted = protocol.WINDOW
+        self._seen: set[Type] = set()
         self._room = asyncio.Event()
         self._room.set()
         self.ended = False
@@ -69,16 +100,27 @@ class Stream:
             self._arrived.clear()
             await self._arrived.wait()
         kind, payload = self._frames.popleft()
-        if kind in CARRYING and payload and not self.ended:
-            await self._link.send(Type.CREDIT, self.number, protocol.U32.pack(len(payload)))
+        if kind in CARRYING and not self.ended:
+            self._granted += len(payload)
+            with contextlib.suppress(AgentError):  # What has arrived is still to be had.
+                await self._link.send(Type.CREDIT, self.number, protocol.U32.pack(len(payload)))
         return kind, payload
 
     def take(self, kind: Type, payload: bytes) -> None:
-        """Take a frame of the session."""
+        """Take a frame of the session. Raises ValueError for more than was granted, and for what is out of turn."""
         if kind == Type.CREDIT:
-            self._credit += protocol.U32.unpack(payload)[0]
+            self._credit = min(self._credit + protocol.U32.unpack(payload)[0], CREDIT_LIMIT)
             self._room.set()
             return
+        if kind in CARRYING:
+            self._granted -= len(payload)
+            if self._granted < 0:
+                raise ValueError("the guest sends more than it was granted")
+            if not payload:
+                return
+        elif kind not in ONCE or kind in self._seen:
+            raise ValueError(f"a frame of type {kind} is out of turn")
+        self._seen.add(kind)
         self._frames.append((kind, payload))
         if kind in ENDING:
             self.end()
@@ -145,27 +187,19 @@ class AgentLink:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         terminal: tuple[int, int] | None = None,
+        stdin: bool = True,
         clean: bool = False,
     ) -> Stream:
         """Start a command, with a `terminal` of so many rows and columns or with pipes. Raises AgentError."""
-        flags = (ExecFlag.TTY if terminal else 0) | (ExecFlag.CLEAN_ENV if clean else 0)
-        variables = [f"{name}={value}" for name, value in (env or {}).items()]
-        head = protocol.EXEC.pack(flags, *(terminal or (0, 0)), 0, 0, len(argv), len(variables))
-        return await self._open(Type.EXEC, head + strings(cwd, *argv, *variables))
-
-    async def put(self, path: str, name: str) -> Stream:
-        """Begin to copy records to `path` in the guest, into it under `name` if it is a folder."""
-        return await self._open(Type.PUT, protocol.COPY.pack(0) + strings(path, name))
-
-    async def get(self, path: str) -> Stream:
-        """Begin to get the records of `path` in the guest."""
-        return await self._open(Type.GET, protocol.COPY.pack(0) + strings(path))
+        payload = exec_payload(argv, env=env, cwd=cwd, terminal=terminal, stdin=stdin, clean=clean)
+        return await self.open(Type.EXEC, payload)
 
     async def shutdown(self, how: Shutdown = Shutdown.POWER_OFF, grace: float = 5.0) -> None:
         """Ask the guest to end in good order: processes have `grace` seconds."""
         await self.send(Type.SHUTDOWN, 0, protocol.SHUTDOWN.pack(how, round(grace * 1000)))
 
-    async def _open(self, kind: Type, payload: bytes) -> Stream:
+    async def open(self, kind: Type, payload: bytes) -> Stream:
+        """Open a stream by EXEC, PUT or GET. Raises AgentError."""
         if len(payload) > protocol.MAX_PAYLOAD:
             raise AgentError(f"{self.name}: {len(payload)} bytes of arguments and environment are too many")
         if len(self._streams) >= protocol.MAX_STREAMS:
@@ -198,7 +232,7 @@ class AgentLink:
                 self._up.set()
                 while True:
                     await self._take(*await self._frame(reader))
-            except (OSError, EOFError, ValueError):
+            except (OSError, EOFError, ValueError, struct.error, AgentError):
                 await asyncio.sleep(RETRY)
             finally:
                 self._up.clear()
@@ -212,10 +246,12 @@ class AgentLink:
         """Say HELLO until this very session is welcomed."""
         flush = b""
         while True:
-            # A number of its own each time: only the answer to the last HELLO begins a session.
-            self._session = secrets.randbits(32)
-            hello = protocol.HELLO.pack(protocol.VERSION, self._session)
-            writer.write(flush + protocol.SYNC + frame(self._session, Type.HELLO, 0, hello))
+            # Where nobody takes the bytes, as in a guest that boots, the last HELLO is still to come.
+            if not writer.transport.get_write_buffer_size():
+                # A number of its own each time: only the answer to the last HELLO begins a session.
+                (self._session,) = protocol.U32.unpack(os.urandom(protocol.U32.size))
+                hello = protocol.HELLO.pack(protocol.VERSION, self._session)
+                writer.write(flush + protocol.SYNC + frame(self._session, Type.HELLO, 0, hello))
             try:
                 async with asyncio.timeout(ANSWER_LIMIT):
                     await writer.drain()

@@ -73,6 +73,10 @@ class Client:
             self._waiting += self._frames.feed(data)
         return self._waiting.pop(0)
 
+    def detach(self) -> socket.socket:
+        """Return the connection's socket, after a call that made it something else; the caller closes it."""
+        return self._socket.dup()
+
     def close(self) -> None:
         self._socket.close()
 

@@ -23,6 +23,19 @@ FRAME_TIMEOUT = 10.0
 CONNECTION_LIMIT = 128
 
 
+class Stream:
+    """A call's answer after which its connection carries something else: `ok` first, then `carry`, then the end.
+
+    The client sends nothing more before it has the answer.
+    """
+
+    def __init__(
+        self, ok: object, carry: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+    ) -> None:
+        self.ok = ok
+        self.carry = carry
+
+
 class RequestError(Exception):
     """A request that can't be done; the text, one sentence, is the answer."""
 
@@ -91,12 +104,21 @@ class Server:
                     if frames.midway and limit.when() is None:
                         limit.reschedule(asyncio.get_running_loop().time() + FRAME_TIMEOUT)
             for message in messages:
-                await _send(writer, await self._answer(message))
+                answer, stream = await self._answer(message)
+                await _send(writer, answer)
+                if stream is not None:
+                    await stream.carry(reader, writer)
+                    return
 
-    async def _answer(self, request: Message) -> Message:
+    async def _answer(self, request: Message) -> tuple[Message, Stream | None]:
         name = request.get("call")
+        stream: Stream | None = None
         try:
-            answer = {"ok": await self._call(request, name)}
+            ok = await self._call(request, name)
+            if isinstance(ok, Stream):
+                stream = ok
+                ok = stream.ok
+            answer = {"ok": ok}
             pack_frame(answer)
         except (RequestError, FrameError) as error:
             answer = {"error": f"{error}"}
@@ -104,7 +126,7 @@ class Server:
             answer = {"error": f"{name}: wrong arguments: {error!r}"}
         except OSError as error:
             answer = {"error": f"{name}: {error}"}
-        return {"id": request.get("id"), **answer}
+        return {"id": request.get("id"), **answer}, stream
 
     async def _call(self, request: Message, name: object) -> object:
         arguments = request.get("args", {})

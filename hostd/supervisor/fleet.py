@@ -13,6 +13,7 @@ from typing import Any
 
 from hostd.cluster.plan import Plan
 from hostd.control.framing import FrameReader, Message
+from hostd.supervisor.agents import Agents
 from hostd.supervisor.boots import Boot
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.figures import SIZED_GUESTS, Figures
@@ -25,6 +26,10 @@ STARTS_AT_ONCE = 48
 """guests asked for that haven't said hello"""
 HELLO_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
+SHUTDOWN_GRACE = 5.0
+"""seconds that the processes of a Linux guest have to end when it is stopped"""
+SHUTDOWN_TIMEOUT = 15.0
+"""seconds that a Linux guest has in all"""
 CONNECT_DELAY = 0.003
 EXIT_GRACE = 0.5
 """between the end of a guest's connection and the warm parent's word on how its process ended"""
@@ -52,6 +57,7 @@ class Fleet:
         self.failed_start: str | None = None
         """the sentence of the first guest that could not be started"""
         self.warm: WarmLink | None = None
+        self.agents = Agents(directory)
         self._cluster = plan.cluster.name
         self._boots = boots
         self._files: dict[tuple[str, str], int] = {}
@@ -222,6 +228,8 @@ class Fleet:
     def _hello(self, run: GuestRun, message: Message) -> None:
         run.reports.update(message["reports"])
         run.rows = message["rows"]
+        if message["result"] is None:
+            self.agents.begin(run)
         if run.state == "starting" and message["state"] != "starting":
             now = time.monotonic()
             run.state, run.running_since = "running", now
@@ -243,7 +251,7 @@ class Fleet:
         if run.state == "starting":
             self._never_ran(run, result)
         else:
-            self._end(run, result)
+            self._end(run, self.agents.amend(run, result))
         if run.link is not None:
             run.link.send({"id": 0, "call": "take"})
 
@@ -282,6 +290,7 @@ class Fleet:
             self._gone(run, None)
 
     def _gone(self, run: GuestRun, status: int | None) -> None:
+        self.agents.end(run)
         if run.link is not None:
             run.link.drain()
             run.link.close()
@@ -321,8 +330,12 @@ class Fleet:
                 os.kill(run.pid, signal.SIGKILL)
 
     async def stop(self, runs: Iterable[GuestRun], *, timeout: float = STOP_TIMEOUT) -> None:
-        """Stop the vCPUs of `runs`, for good; those that don't end in `timeout` seconds are killed."""
+        """Stop `runs` for good: Linux guests in good order if their agents answer, others by their vCPUs.
+
+        Those that don't end in `timeout` seconds after that are killed.
+        """
         runs = list(runs)
+        await self._shut_down(runs)
         for run in runs:
             run.stopping = True
             if run.state == "waiting":
@@ -343,6 +356,16 @@ class Fleet:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await self.wait_finished(runs)
+
+    async def _shut_down(self, runs: list[GuestRun]) -> None:
+        """Give Linux guests that run the time to end in good order."""
+        running = [run for run in runs if run.link is not None and run.result is None]
+        for run in running:
+            run.stopping = True
+        asked = await asyncio.gather(*(self.agents.shut_down(run, SHUTDOWN_GRACE) for run in running))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
+                await self.wait_finished(run for run, done in zip(running, asked, strict=True) if done)
 
     async def wait_started(self) -> None:
         """Wait until every guest runs or has ended, or one could not be started."""
@@ -370,6 +393,7 @@ class Fleet:
                 for run in self.runs.values():
                     while run.pid is not None or run.awaited:
                         await self._change.wait()
+        await self.agents.close()
         for run in self.runs.values():
             if run.link is not None:
                 run.link.close()

@@ -6,9 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from hostd.agent.link import AgentError
 from hostd.cluster.file import near
-from hostd.control.server import Call, RequestError
+from hostd.control.server import Call, RequestError, Stream
 from hostd.memory import smaps
+from hostd.supervisor.agents import relay
 from hostd.supervisor.guest_run import GuestRun
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ class Service:
             "stop": self.stop,
             "kill": self.kill,
             "down": self.down,
+            "agent": self.agent,
         }
 
     async def ps(self, _arguments: Arguments) -> dict[str, Any]:
@@ -135,6 +138,15 @@ class Service:
         for run in runs:
             self._fleet.kill(run)
         return [run.name for run in runs]
+
+    async def agent(self, arguments: Arguments) -> Stream:
+        """Make the connection a stream of a Linux guest's agent, which may take `wait` seconds to answer."""
+        run = self._one(arguments)
+        try:
+            link = await self._fleet.agents.link(run, float(arguments.get("wait", 0)))
+        except AgentError as error:
+            raise RequestError(str(error)) from None
+        return Stream({"kernel": link.version}, lambda reader, writer: relay(link, run, reader, writer))
 
     async def down(self, _arguments: Arguments) -> None:
         """Begin to end the cluster: its guests, then its supervisor; the folder goes last."""

@@ -1,0 +1,182 @@
+"""The agents of a cluster's Linux guests: a link to each, and streams of theirs relayed to who asks for one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from guestlib.linux import protocol
+from guestlib.linux.protocol import Type
+from hostd.agent.link import CARRYING, AgentError, AgentLink, Stream
+from hostd.agent.remote import pack, unpack
+
+if TYPE_CHECKING:
+    from hostd.supervisor.directory import ClusterDirectory
+    from hostd.supervisor.guest_run import GuestRun, Result
+
+HANG_UP_GRACE = 2.0
+"""seconds that a command has after SIGHUP when nobody listens to it any more"""
+FOLLOWING = {
+    Type.EXEC: {Type.DATA, Type.EOF, Type.SIGNAL, Type.RESIZE, Type.CANCEL},
+    Type.PUT: {Type.DATA, Type.EOF, Type.CANCEL},
+    Type.GET: {Type.CANCEL},
+}
+"""what a client may send on a stream, by what it began with: anything else would end the agent's whole session"""
+SIZES = {Type.SIGNAL: protocol.U32.size, Type.RESIZE: protocol.SIZE.size}
+
+
+class Agents:
+    """The links of one cluster, by guest."""
+
+    def __init__(self, directory: ClusterDirectory) -> None:
+        self._directory = directory
+        self._links: dict[str, AgentLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def begin(self, run: GuestRun) -> None:
+        """Connect to the agent of a guest that runs, once."""
+        if run.plan.group.linux is not None and run.name not in self._links:
+            path = self._directory.guests / f"{run.name}.agent.sock"
+            self._links[run.name] = AgentLink(path, f"guest {run.name}")
+
+    def end(self, run: GuestRun) -> None:
+        """Let go of the agent of a guest that has ended."""
+        link = self._links.pop(run.name, None)
+        if link is not None:
+            task = asyncio.get_running_loop().create_task(link.close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    async def close(self) -> None:
+        """Let go of all."""
+        links = [link.close() for link in self._links.values()]
+        self._links.clear()
+        await asyncio.gather(*links, *self._closing, return_exceptions=True)
+
+    def amend(self, run: GuestRun, result: Result) -> Result:
+        """Return a guest's result with the status of its own command, where it powered off because that had ended."""
+        link = self._links.get(run.name)
+        status = link.result if link is not None else None
+        if not status or run.stopping or result["outcome"] != "exit" or result["code"] != 0:
+            return result
+        return result | {"code": status, "message": f"guest {run.name}: its command ended with status {status}"}
+
+    async def shut_down(self, run: GuestRun, grace: float) -> bool:
+        """Ask a guest to end in good order, its processes having `grace` seconds; tell whether it could be asked."""
+        link = self._links.get(run.name)
+        if link is None or not link.up:
+            return False
+        try:
+            await link.shutdown(grace=grace)
+        except AgentError:
+            return False
+        return True
+
+    async def link(self, run: GuestRun, wait: float) -> AgentLink:
+        """Return the link to an agent that answers, after at most `wait` seconds. Raises AgentError."""
+        if run.plan.group.linux is None:
+            raise AgentError(
+                f"guest {run.name}: is a unikernel, which has no agent; commands and copies are for Linux guests"
+            )
+        link = self._links.get(run.name)
+        if link is None:
+            raise AgentError(f"guest {run.name}: is not running ({run.state})")
+        await link.wait_up(wait)
+        return link
+
+
+async def relay(link: AgentLink, run: GuestRun, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Serve one stream of an agent to a client that has been told so (hostd.agent.remote), until either ends it."""
+    stream: Stream | None = None
+    kind = Type.EXEC
+    try:
+        kind, payload = await unpack(reader)
+        if kind not in FOLLOWING:
+            raise AgentError(f"a stream begins with EXEC, PUT or GET, not with a frame of type {kind}")
+        stream = await link.open(kind, payload)
+        inward = asyncio.ensure_future(_inward(stream, FOLLOWING[kind], reader, writer))
+        outward = asyncio.ensure_future(_outward(stream, writer))
+        try:
+            await asyncio.wait({inward, outward}, return_when=asyncio.FIRST_COMPLETED)
+            if outward.done():
+                outward.result()
+            else:
+                inward.result()
+        finally:
+            for task in (inward, outward):
+                task.cancel()
+            await asyncio.gather(inward, outward, return_exceptions=True)
+    except (AgentError, ValueError) as error:
+        text = str(error)
+        if run.result is not None:
+            text = f"guest {run.name}: ended: {run.result['message'] or run.result['outcome']}"
+        writer.write(pack(Type.ERROR, protocol.ERROR.pack(0) + text.encode()))
+        with contextlib.suppress(OSError):
+            await writer.drain()
+    except (OSError, EOFError):
+        pass
+    finally:
+        if stream is not None and not stream.ended:
+            await _abandon(stream, hang_up=kind == Type.EXEC)
+
+
+async def _outward(stream: Stream, writer: asyncio.StreamWriter) -> None:
+    """Pass on what the guest sends. A client that is slow stops its own stream only: credit waits for it."""
+    while True:
+        kind, payload = await stream.receive()
+        writer.write(pack(kind, payload))
+        await writer.drain()
+        if stream.ended and kind not in CARRYING and kind not in (Type.STARTED, Type.EOF):
+            return
+
+
+async def _inward(
+    stream: Stream, allowed: Collection[Type], reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+) -> None:
+    """Pass on what the client sends; signals overtake input that the guest does not take. Ends when the client goes."""
+    waiting: asyncio.Queue[tuple[Type, bytes]] = asyncio.Queue()
+    held = 0
+
+    async def pump() -> None:
+        nonlocal held
+        while True:
+            kind, payload = await waiting.get()
+            if kind == Type.EOF:
+                await stream.control(Type.EOF)
+                continue
+            await stream.send(payload)
+            held -= len(payload)
+            writer.write(pack(Type.CREDIT, protocol.U32.pack(len(payload))))
+
+    pumping = asyncio.ensure_future(pump())
+    try:
+        while True:
+            kind, payload = await unpack(reader)
+            if kind not in allowed or len(payload) != SIZES.get(kind, len(payload)):
+                raise ValueError(f"a frame of type {kind} and {len(payload)} bytes is not for this stream")
+            if kind in (Type.DATA, Type.EOF):
+                held += len(payload)
+                if held > protocol.WINDOW:
+                    raise ValueError(f"more than {protocol.WINDOW} bytes were sent ahead")
+                waiting.put_nowait((kind, payload))
+            else:
+                await stream.control(kind, payload)
+    finally:
+        pumping.cancel()
+        with contextlib.suppress(asyncio.CancelledError, AgentError, OSError):
+            await pumping
+
+
+async def _abandon(stream: Stream, *, hang_up: bool) -> None:
+    """End a command that nobody listens to any more, as a terminal that is closed does; or forget a copy."""
+    with contextlib.suppress(AgentError):
+        if hang_up:
+            await stream.control(Type.SIGNAL, protocol.U32.pack(signal.SIGHUP))
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(HANG_UP_GRACE):
+                    while not stream.ended:
+                        await stream.receive()
+        await stream.control(Type.CANCEL)
