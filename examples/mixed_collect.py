@@ -15,7 +15,7 @@ senders, count = int(sys.argv[1]), int(sys.argv[2])
 seen: Counter[str] = Counter()
 with guestlib.attach() as link, link.receiver("inbox") as inbox:
     while sum(seen.values()) < senders * count:
-        sender, number = struct.unpack("<16sQ", inbox.receive(timeout=60))
+        sender, number = struct.unpack("<16sQ", inbox.recv(timeout=60))
         name = sender.rstrip(b"\0").decode()
         if number != seen[name]:
             sys.exit(f"{name} sent {number}, but {seen[name]} was next")
