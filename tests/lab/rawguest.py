@@ -7,6 +7,7 @@ import os
 import struct
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,6 +109,7 @@ class RawGuest:
         enter_kernel(self.cpus[0], self.kernel)
         self.serial = Serial(self._serial_interrupt)
         self._config_address = 0
+        self._hold, self._held = False, 0
         self._lock = threading.Lock()
 
     def __enter__(self) -> RawGuest:
@@ -136,6 +138,18 @@ class RawGuest:
     def console(self) -> str:
         return self.serial.output.decode(errors="replace").replace("\r\n", "\n")
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Keep every vCPU from running."""
+        with self._lock:
+            self._hold, self._held = True, 0
+            for vcpu in self.cpus:
+                vcpu.stop()
+        while self._held < len(self.cpus) and not self.ending:
+            time.sleep(0.001)
+        yield
+        self._hold = False
+
     def end(self, how: str) -> None:
         self.ending = self.ending or how
         for vcpu in self.cpus:
@@ -150,6 +164,9 @@ class RawGuest:
             event = vcpu.run()
             with self._lock:
                 self._serve(vcpu, event)
+                self._held += 1
+            while self._hold and not self.ending:
+                time.sleep(0.001)
 
     def _serve(self, vcpu: Vcpu, event: object) -> None:
         match event:

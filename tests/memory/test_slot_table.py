@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from hostd.memory import Anonymous, Hugetlb, SharedFile, SlotError, SlotTable
 from hostd.memory._map import ffi, lib
-from hostd.memory.layout import ADDRESS_LIMIT, MMIO_HOLE, PAGE, VGA_HOLE
+from hostd.memory.layout import ADDRESS_LIMIT, MMIO_HOLE, PAGE, ROM_AREA, VGA_HOLE
 
 MIB = 1 << 20
 
@@ -51,6 +51,16 @@ def test_a_row_that_cannot_be(table: SlotTable, gpa: int, size: int, sentence: s
     with pytest.raises(SlotError, match=sentence):
         table.add(gpa, size, Anonymous(), name="x")
     assert len(table) == 0
+
+
+def test_firmwares_place_takes_read_only_rows_alone(table: SlotTable) -> None:
+    table.add(ROM_AREA.start, len(ROM_AREA) - PAGE, Anonymous(), name="rom", access="ro")
+    with pytest.raises(SlotError, match="VGA hole"):
+        table.add(ROM_AREA.stop - PAGE, PAGE, Anonymous(), name="ram")
+    with pytest.raises(SlotError, match="VGA hole"):
+        table.add(ROM_AREA.stop - PAGE, 2 * PAGE, Anonymous(), name="rom", access="ro")
+    with pytest.raises(SlotError, match="VGA hole"):
+        table.add(ROM_AREA.start - PAGE, PAGE, Anonymous(), name="rom", access="ro")
 
 
 def test_rows_may_touch_the_holes(table: SlotTable) -> None:
