@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from guestlib.linux.protocol import Type
 from hostd.cluster.file import load
 from hostd.control.client import Client, ConnectionLostError, ControlError
 from hostd.supervisor.background import attach, start
@@ -24,6 +27,10 @@ from hostd.supervisor.processes import alive
 
 if TYPE_CHECKING:
     import shm
+    from hostd.agent.copying import Copied, Place
+
+AGENT_WAIT = 30.0
+"""seconds that a guest which still boots is waited for"""
 
 File = str | os.PathLike[str]
 
@@ -70,6 +77,16 @@ class Result:
         return memory
 
 
+@dataclass(frozen=True)
+class Completed:
+    """How a command in a guest went."""
+
+    exit_code: int
+    """0..255; 128 + n after signal n"""
+    stdout: bytes
+    stderr: bytes
+
+
 class Guest:
     """A guest of a background cluster."""
 
@@ -104,8 +121,71 @@ class Guest:
         data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
         return data
 
+    def exec(
+        self,
+        *argv: str,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        wait: float = AGENT_WAIT,
+    ) -> Completed:
+        """Run a command in a Linux guest, whose agent may take `wait` seconds to answer.
+
+        Raises AgentError when it can't be run or the guest ends meanwhile, ControlError as all calls do.
+        """
+        from hostd.agent import terminal
+        from hostd.agent.link import exec_payload
+        from hostd.agent.remote import finish, open_stream
+
+        payload = exec_payload(argv, env=env, cwd=cwd)
+
+        async def work() -> Completed:
+            client = attach(self.cluster.name)
+            async with await open_stream(client, self.name, Type.EXEC, payload, wait=wait) as remote:
+                return Completed(*await terminal.collect(remote, stdin))
+
+        return finish(work())
+
+    def copy_in(self, source: File, path: str, *, wait: float = AGENT_WAIT) -> Copied:
+        """Copy a file or folder of this host to `path` in a Linux guest, into it if it is a folder.
+
+        Raises AgentError, ControlError and OSError.
+        """
+        from hostd.agent import copying
+        from hostd.agent.remote import finish
+
+        return finish(copying.copy_in(Path(source), self._place(path, wait)))
+
+    def copy_out(self, path: str, destination: File, *, wait: float = AGENT_WAIT) -> Copied:
+        """Copy a file or folder of a Linux guest to this host, into `destination` if it is a folder.
+
+        Raises AgentError, ControlError and OSError.
+        """
+        from hostd.agent import copying
+        from hostd.agent.remote import finish
+
+        return finish(copying.copy_out(self._place(path, wait), Path(destination)))
+
+    def _place(self, path: str, wait: float) -> Place:
+        from hostd.agent.copying import Place
+        from hostd.agent.remote import RemoteStream, open_stream
+
+        async def open_one(kind: Type, payload: bytes) -> RemoteStream:
+            return await open_stream(attach(self.cluster.name), self.name, kind, payload, wait=wait)
+
+        return Place(self.name, path, open_one)
+
+    def console(self) -> socket.socket:
+        """Return a connection to a Linux guest's console: first the end of what it has said, then both ways as typed.
+
+        It doesn't block. Raises AgentError.
+        """
+        from hostd.agent import console
+
+        return console.connect(ClusterDirectory(self.cluster.name).guests / f"{self.name}.console.sock", self.name)
+
     def stop(self) -> None:
-        """Stop it for good."""
+        """Stop it for good: a Linux guest in good order if its agent answers."""
         self.cluster.call("stop", guests=[self.name])
 
     def kill(self) -> None:

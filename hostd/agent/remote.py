@@ -7,13 +7,18 @@ the session's number: the first is EXEC, PUT or GET, the rest belong to it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import socket
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from guestlib.linux import protocol
 from guestlib.linux.protocol import Type
 from hostd.agent.link import CREDIT_LIMIT, ENDING, AgentError
 from hostd.control.client import Client
+
+Found = TypeVar("Found")
 
 ANSWER_LIMIT = 10.0
 """seconds that a supervisor has beyond those that it was told to wait"""
@@ -106,3 +111,13 @@ async def open_stream(client: Client, guest: str, kind: Type, payload: bytes, *,
     stream = RemoteStream(guest, reader, writer)
     await stream.control(kind, payload)
     return stream
+
+
+def finish(work: Coroutine[Any, Any, Found]) -> Found:
+    """Do `work` in an event loop of its own and return what it gives, also in a thread that has a loop already."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

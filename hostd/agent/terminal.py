@@ -40,8 +40,10 @@ def window() -> tuple[int, int] | None:
     return rows or 24, columns or 80
 
 
-async def attend(remote: Remote, *, terminal: bool, on_signal: Callable[[int], None] | None = None) -> int:
-    """Carry input, output, signals and window sizes until the command ends; return its exit status.
+async def attend(
+    remote: Remote, *, terminal: bool, stdin: bool = True, on_signal: Callable[[int], None] | None = None
+) -> int:
+    """Carry input (if `stdin`), output, signals and window sizes until the command ends; return its exit status.
 
     `on_signal` is told of each signal that was passed on. Raises AgentError when it can't be started or the
     connection breaks off.
@@ -68,7 +70,8 @@ async def attend(remote: Remote, *, terminal: bool, on_signal: Callable[[int], N
         loop.add_signal_handler(number, forward, number)
     if terminal:
         loop.add_signal_handler(signal.SIGWINCH, resized)
-    spawn(_carry_input(remote))
+    if stdin:
+        spawn(_carry_input(remote))
     try:
         with _raw(terminal):
             return await _carry_output(remote)
@@ -77,6 +80,29 @@ async def attend(remote: Remote, *, terminal: bool, on_signal: Callable[[int], N
             loop.remove_signal_handler(number)
         for task in list(tasks):
             task.cancel()
+
+
+async def collect(remote: Remote, stdin: bytes) -> tuple[int, bytes, bytes]:
+    """Give a command `stdin`; return its exit status, standard output and standard error. Raises AgentError."""
+
+    async def give() -> None:
+        await remote.send(stdin)
+        await remote.control(Type.EOF)
+
+    giving = asyncio.ensure_future(give())
+    found = {Type.STDOUT: bytearray(), Type.STDERR: bytearray()}
+    try:
+        while True:
+            kind, payload = await remote.receive()
+            if kind in found:
+                found[kind] += payload
+            elif kind == Type.EXIT:
+                return status_of(payload), bytes(found[Type.STDOUT]), bytes(found[Type.STDERR])
+            elif kind == Type.ERROR:
+                raise error_of(payload)
+    finally:
+        giving.cancel()
+        await asyncio.gather(giving, return_exceptions=True)
 
 
 async def _carry_output(remote: Remote) -> int:

@@ -14,6 +14,8 @@ COMMANDS = {
     "down": "end a background cluster and remove all it made",
     "ps": "list clusters and their guests",
     "logs": "show what guests wrote to their consoles",
+    "exec": "run a command in a Linux guest",
+    "cp": "copy files and folders between this host and Linux guests",
     "console": "join this terminal to a guest's console",
     "stop": "stop guests for good",
     "kill": "kill the processes of guests",
