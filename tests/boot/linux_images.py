@@ -6,7 +6,6 @@ import bz2
 import gzip
 import lzma
 import struct
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -64,7 +63,6 @@ class Vmlinux:
         note += b"" if self.pvh is None else self.pvh.to_bytes(self.pvh_size, "little")
         # A note of Linux's own before it, whose name is filled up to four bytes.
         note = struct.pack("<III", 6, 3, 1) + b"Linux\0\0\0" + b"abc\0" + note
-        sections = section(0, 0, 0, 0, 0) + section(1, 6, VIRTUAL + TEXT, PAGE, CODE_SIZE) + section(9, 3, 0, at, 16)
         names = b"\0.text\0.\0.shstrtab\0"
         headers = [header(1, load.flags, load.offset, load.paddr, len(load.content), load.memsz) for load in self.loads]
         headers.append(header(4, 4, at, 0, len(note), len(note)))
@@ -136,8 +134,3 @@ def bzimage(payload: bytes, *, protocol: int = 0x020F, xloadflags: int = 1, rele
     text = f"{release} (someone@somewhere) #1\0".encode()
     setup[0x500 : 0x500 + len(text)] = text
     return bytes(setup) + b"\xcc" * 100 + payload + b"trailer"
-
-
-def have(program: str) -> bool:
-    """Tell whether a program is there (tests that need one say so where it is not)."""
-    return subprocess.run(["which", program], stdout=subprocess.DEVNULL, check=False).returncode == 0

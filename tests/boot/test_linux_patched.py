@@ -133,6 +133,20 @@ def test_a_hostile_file_is_never_taken(kernel, tmp_path, damage):
     assert len(list((tmp_path / "cache").glob("*.code"))) == 2
 
 
+def test_files_of_another_size_are_no_help_and_no_harm(kernel, tmp_path):
+    with guest(kernel) as table:
+        patch(table, 0)
+        share_code(table, kernel, tmp_path / "cache", paused_into([]))
+    made = next((tmp_path / "cache").glob("*.0.code"))
+    made.unlink()
+    for number in range(patched.MAX_VARIANTS):
+        (made.parent / made.name.replace(".0.", f".{number}.")).write_bytes(b"short")
+    with guest(kernel) as table:
+        patch(table, 0)
+        found = share_code(table, kernel, tmp_path / "cache", paused_into([]))
+        assert (found.changed, found.shared) == (1, 0)
+
+
 def test_what_changes_until_the_guest_stands_still_is_kept(kernel, tmp_path):
     with guest(kernel) as table:
         patch(table, 0)

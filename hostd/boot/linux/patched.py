@@ -57,20 +57,24 @@ def share_code(
     write between comparing a page and mapping the file's would be lost. It takes some milliseconds. Raises OSError
     (BackingError among them).
     """
-    start, end = kernel.code[0] // PAGE * PAGE, -(-kernel.code[1] // PAGE) * PAGE
+    start, row = kernel.code[0] // PAGE * PAGE, table.find(kernel.code[0])
+    end = min(-(-kernel.code[1] // PAGE) * PAGE, row.end) if row else 0
     if start >= end:
         return Sharing(0, 0, 0)
     code = _Code(table.hva(start, end - start), table.view(start, end - start, writable=False))
-    with contextlib.ExitStack() as stack:
-        with _locked(folder):
-            fd = _variant(code, folder, _key(kernel))
-        stack.callback(os.close, fd)
-        variant = stack.enter_context(_mapped(fd, code.size))
-        with paused():
+    with _locked(folder):
+        fd = _variant(code, folder, _key(kernel))
+    if fd < 0:
+        return Sharing(code.pages, len(code.changed()), 0)
+    try:
+        with _mapped(fd, code.size) as variant, paused():
             changed = set(code.changed())
             shared = [number for number in range(code.pages) if code.equals(number, variant)]
             for first, last in _runs(shared):
                 code.map(first, last, fd)
+    finally:
+        os.close(fd)
+    code.touch()
     return Sharing(code.pages, len(changed), len(changed.intersection(shared)))
 
 
@@ -100,12 +104,14 @@ class _Code:
         failed = -lib.map_over(self.hva + first * PAGE, size, True, flags, fd, first * PAGE)
         if failed:
             raise BackingError(failed, f"{size} bytes of patched kernel code cannot be mapped: {os.strerror(failed)}")
-        # So that they count as mapped by this guest, as before; a shortage of memory is none of ours.
-        lib.map_advise(self.hva + first * PAGE, size, lib.MADV_POPULATE_READ)
+
+    def touch(self) -> None:
+        """Map all pages now, so that they count as this guest's too; that it may fail is no harm."""
+        lib.map_advise(self.hva, self.size, lib.MADV_POPULATE_READ)
 
 
 def _variant(code: _Code, folder: Path, key: str) -> int:
-    """Return a descriptor of the best variant for `code`; makes one where none is good and there is room."""
+    """Return a descriptor of the best variant for `code`, or -1; makes one where none is good and there is room."""
     changed = code.changed()
     best, best_count = -1, -1
     for number in range(MAX_VARIANTS):
@@ -126,9 +132,9 @@ def _variant(code: _Code, folder: Path, key: str) -> int:
 
 
 def _matches(code: _Code, changed: Iterable[int], fd: int) -> int:
-    """Return how many of the `changed` pages the file `fd` has."""
+    """Return how many of the `changed` pages the file `fd` has; -1 if it is no file of this code."""
     if os.fstat(fd).st_size != code.size:
-        return 0
+        return -1
     with _mapped(fd, code.size) as variant:
         return sum(code.equals(number, variant) for number in changed)
 
