@@ -9,7 +9,7 @@ from types import MappingProxyType, TracebackType
 from typing import Self
 
 from guestlib.linux import handed
-from guestlib.linux.device import Device, devices
+from guestlib.linux.device import PAGE, Device, devices
 from guestlib.linux.region import GuestRegion
 from shm._shm import ffi, lib
 from shm.barrier import Barrier
@@ -117,7 +117,8 @@ def _name_in(device: Device) -> str:
     import mmap
 
     device.enable()
-    with device.memory.open("rb") as file, mmap.mmap(file.fileno(), 4096, prot=mmap.PROT_READ) as page:
+    file, offset = device.cached_memory() or (device.memory, 0)
+    with file.open("rb") as opened, mmap.mmap(opened.fileno(), PAGE, prot=mmap.PROT_READ, offset=offset) as page:
         memory = ffi.from_buffer("char[]", page)
         header = ffi.cast("struct shm_region_header *", memory)
         name = ffi.string(header.name).decode(errors="replace") if header.magic == lib.SHM_MAGIC else ""

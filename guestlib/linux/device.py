@@ -12,6 +12,9 @@ VENDOR, DEVICE = 0x1AF4, 0x1110
 """ivshmem's PCI ids (QEMU, docs/specs/ivshmem-spec.txt)"""
 DRIVER = "uio_pci_generic"
 PAGE = 4096
+CPUS = Path("/proc/cpuinfo")
+GUESTS_TYPE_COUNTS = {"AuthenticAMD", "HygonGenuine"}
+"""makers of processors on which a guest's own memory type decides how memory is cached"""
 
 
 class Device:
@@ -26,6 +29,21 @@ class Device:
     def memory(self) -> Path:
         """The file that maps its shared memory, BAR2."""
         return self.folder / "resource2"
+
+    def cached_memory(self) -> tuple[Path, int] | None:
+        """Return the file and offset that map BAR2 write-back, where that takes more than `memory`; else None.
+
+        sysfs maps a BAR uncached. On Intel's processors KVM has a guest's RAM, which a region is, cached all the same;
+        on AMD's the guest's own memory type counts, and every look at a ring would go to memory. There /dev/mem, which
+        maps what is no RAM as the MTRRs say (write-back in hostd's guests), is the way to a cached mapping.
+        """
+        file = self._dev / "mem"
+        try:
+            vendors = {line.split()[-1] for line in CPUS.read_text().splitlines() if line.startswith("vendor_id")}
+            start = int((self.folder / "resource").read_text().splitlines()[2].split()[0], 16)
+        except (OSError, ValueError, IndexError):
+            return None
+        return (file, start) if start and not vendors.isdisjoint(GUESTS_TYPE_COUNTS) and file.exists() else None
 
     @property
     def memory_size(self) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from guestlib.linux.device import Device
+from guestlib.linux.device import PAGE, Device
 from guestlib.linux.handed import HandedEnd
 from shm import layout
 from shm._shm import ffi, lib
@@ -44,9 +44,9 @@ class GuestRegion(Region):
         self.uio = uio
         device.enable()
         self._registers: mmap.mmap | None = None
-        fd = _open(device.memory, readonly)
+        fd, offset = _open(device, readonly)
         try:
-            super().__init__(name, fd, [], device.memory_size, readonly=readonly)
+            super().__init__(name, fd, [], device.memory_size, readonly=readonly, offset=offset)
             found = self._directory(ends or ())
             self._show(found)
             self.size = found.size
@@ -115,12 +115,23 @@ def _all(found: Layout) -> list[HandedEnd]:
     ]
 
 
-def _open(file: Path, readonly: bool) -> int:
+def _open(device: Device, readonly: bool) -> tuple[int, int]:
+    """Return a descriptor that maps the device's memory, and at what offset."""
+    flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC
+    cached = device.cached_memory()
+    if cached is not None:
+        # A kernel that is locked down has no /dev/mem for anybody.
+        with contextlib.suppress(OSError), contextlib.ExitStack() as undo:
+            fd = os.open(cached[0], flags)
+            undo.callback(os.close, fd)
+            mmap.mmap(fd, PAGE, mmap.MAP_SHARED, mmap.PROT_READ, offset=cached[1]).close()
+            undo.pop_all()
+            return fd, cached[1]
     try:
-        return os.open(file, (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC)
+        return os.open(device.memory, flags), 0
     except OSError as error:
         reason = "; only root may map a device's memory" if isinstance(error, PermissionError) else ""
-        raise ShmError(f"{file}: cannot be opened: {error.strerror}{reason}") from None
+        raise ShmError(f"{device.memory}: cannot be opened: {error.strerror}{reason}") from None
 
 
 class HandedEnds:

@@ -116,6 +116,32 @@ static int is_region(const struct guest_region_line *line, void *context) {
     return 1;
 }
 
+/*
+ * sysfs maps a BAR uncached. On Intel's processors KVM has a guest's RAM, which a region is, cached all the same; on AMD's the
+ * guest's own memory type counts, and every look at a ring would go to memory. There /dev/mem, which maps what is no RAM as
+ * the MTRRs say, is the way to a cached mapping; NULL where there is none, or it isn't needed.
+ */
+static void *map_cached(const char *folder, uint64_t size, int writable) {
+    char path[300], text[4096];
+    unsigned long start = 0;
+    snprintf(path, sizeof path, "%s/resource", folder);
+    if (read_small(path, text, sizeof text) < 0 || sscanf(text, "%*[^\n]\n%*[^\n]\n%lx", &start) != 1 || !start)
+        return NULL;
+    FILE *cpus = fopen("/proc/cpuinfo", "re");
+    int counts = 0;
+    while (cpus && !counts && fgets(text, sizeof text, cpus))
+        counts = !strncmp(text, "vendor_id", 9) && (strstr(text, "AuthenticAMD") || strstr(text, "HygonGenuine"));
+    if (cpus)
+        fclose(cpus);
+    snprintf(path, sizeof path, "%s/mem", guest_paths.dev);
+    int fd = counts ? open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC) : -1;
+    if (fd < 0)
+        return NULL;
+    void *memory = mmap(NULL, size, PROT_READ | (writable ? PROT_WRITE : 0), MAP_SHARED, fd, (off_t)start);
+    close(fd);
+    return memory == MAP_FAILED ? NULL : memory;
+}
+
 static void *map_file(const char *path, uint64_t *size, int writable) {
     struct stat found;
     int fd = open(path, (writable ? O_RDWR : O_RDONLY) | O_CLOEXEC);
@@ -130,6 +156,18 @@ static void *map_file(const char *path, uint64_t *size, int writable) {
         return memory;
     fail("%s: cannot be mapped: %s", path, strerror(errno));
     return NULL;
+}
+
+/* The region's memory: BAR2, cached if that can be had. */
+static void *map_memory(const char *folder, uint64_t *size, int writable) {
+    struct stat found;
+    char path[300];
+    snprintf(path, sizeof path, "%s/resource2", folder);
+    void *memory = stat(path, &found) ? NULL : map_cached(folder, (uint64_t)found.st_size, writable);
+    if (!memory)
+        return map_file(path, size, writable);
+    *size = (uint64_t)found.st_size;
+    return memory;
 }
 
 /* Where in their page the registers begin: the first word of `resource`. */
@@ -149,8 +187,7 @@ int guest_region_open(struct guest_region *region, const char *name, int hear) {
     snprintf(folder, sizeof folder, "%s/bus/pci/devices/%s", guest_paths.sysfs, region->line.address);
     region->readonly = !strcmp(region->line.access, "ro");
     device_enable(region->line.address);
-    snprintf(path, sizeof path, "%s/resource2", folder);
-    region->memory = map_file(path, &region->mapped, !region->readonly);
+    region->memory = map_memory(folder, &region->mapped, !region->readonly);
     if (!region->memory)
         return -1;
     const struct shm_region_header *header = (const struct shm_region_header *)region->memory;
