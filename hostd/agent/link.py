@@ -223,7 +223,7 @@ class AgentLink:
     async def _serve(self) -> None:
         while True:
             try:
-                reader, self._writer = await asyncio.open_unix_connection(self._path)
+                reader, self._writer = await self._connect()
             except OSError:
                 await asyncio.sleep(RETRY)
                 continue
@@ -241,6 +241,9 @@ class AgentLink:
                 streams, self._streams = self._streams, {}
                 for stream in streams.values():
                     stream.end()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self._path)
 
     async def _greet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Say HELLO until this very session is welcomed."""

@@ -13,10 +13,13 @@ EXAMPLES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--memory", default="4GiB", help="of the machine (default: 4GiB)")
-    parser.add_argument("--cpus", type=int, help="of the machine (default: all that this process may use)")
+    parser.add_argument(
+        "--memory", metavar="SIZE", help="of the machine (default: half of what is available, 8GiB at most)"
+    )
+    parser.add_argument("--cpus", type=int, metavar="N", help="of the machine (default: all that this process may use)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder that really is written, at the same path")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end it after so long, with exit code 124")
+    parser.add_argument("--verbose", action="store_true", help="show what its kernel says as it boots")
     parser.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run in it, as root")
 
 
@@ -25,6 +28,15 @@ def run(options: argparse.Namespace) -> int:
     from hostd.cluster.sizes import parse_size
 
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    try:
+        memory = parse_size(options.memory) if options.memory else None
+    except ValueError as error:
+        raise lab.LabError(f"--memory: {error}") from None
     return lab.run(
-        command, memory=parse_size(options.memory), cpus=options.cpus, out=options.out, timeout=options.timeout
+        command,
+        memory=memory,
+        cpus=options.cpus,
+        out=options.out,
+        timeout=options.timeout,
+        verbose=options.verbose,
     )

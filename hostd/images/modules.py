@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import os
+import shutil
+import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -33,6 +36,19 @@ def load_order(folder: Path, wanted: Iterable[str]) -> list[Path]:
     for name in wanted:
         visit(name.replace("-", "_"), ())
     return list(order.values())
+
+
+def index(folder: Path, busybox: Path) -> None:
+    """Make what modprobe looks modules up in, if it is missing: packages leave that to their installation."""
+    if (folder / "modules.dep").exists():
+        return
+    depmod = shutil.which("depmod", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
+    command = [depmod] if depmod else [str(busybox), "depmod"]
+    done = subprocess.run(
+        [*command, "-b", str(folder.parents[2]), folder.name], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ImageStoreError(f"{folder}: {command[0]} can't index these modules: {done.stderr.strip()}")
 
 
 def depends(module: bytes) -> list[str]:

@@ -42,6 +42,21 @@ def fetch(package: str) -> Path:
     return unpacked
 
 
+def at_hand(name: str) -> Path:
+    """Return the folder of an unpacked kernel "debian" or "debian-cloud": the newest that is here, else apt's.
+
+    Raises ImageStoreError.
+    """
+    # Asking apt takes seconds, and for some a network.
+    flavour = "cloud-amd64" if name == "debian-cloud" else "amd64"
+    found = [
+        folder
+        for folder in cache("packages").glob(f"linux-image-*-{flavour}_*")
+        if re.fullmatch(rf"linux-image-[\d.]+-\d+-{flavour}_.*", folder.name)
+    ]
+    return max(found, key=lambda folder: folder.stat().st_ctime_ns, default=None) or fetch(kernel_package(name))
+
+
 def vmlinuz(folder: Path) -> Path:
     """Return the bzImage in the folder of an unpacked kernel package."""
     return next((folder / "boot").glob("vmlinuz-*"))
@@ -62,9 +77,10 @@ def busybox() -> Path:
 
 def _run(command: list[str], folder: Path | None = None) -> str:
     if shutil.which(command[0]) is None:
-        raise ImageStoreError(f"{command[0]} is missing: kernels come as Debian packages; give a kernel's file instead")
+        raise ImageStoreError(f"{command[0]} is missing: it takes a Debian or Ubuntu host to fetch Debian's packages")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
-        lines = done.stderr.strip().splitlines() or ["no reason given"]
-        raise ImageStoreError(f"`{' '.join(command)}` failed: {lines[-1]}")
+        lines = [line for line in done.stderr.splitlines() if line.startswith("E:")] or done.stderr.split("\n")[:1]
+        reason = lines[0].removeprefix("E: ") or "no reason given"
+        raise ImageStoreError(f"`{' '.join(command)}` failed: {reason}; is there a network, and `apt-get update` done?")
     return done.stdout

@@ -34,6 +34,8 @@ def initramfs(modules_folder: Path) -> Path:
     folder = cache("lab")
     programs = build.binaries(cache("programs"))
     busybox = packages.busybox()
+    with locked(folder):
+        modules.index(modules_folder, busybox)
     early = modules.load_order(modules_folder, EARLY)
     late = [path for path in modules.load_order(modules_folder, LATE) if path not in early]
     digest = hashlib.sha256(SCRIPT.read_bytes() + programs.init.name.encode() + str(busybox.stat().st_size).encode())

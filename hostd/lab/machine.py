@@ -1,4 +1,7 @@
-"""The lab's machine: QEMU emulating an AMD CPU with AMD-V in software, the host's file system its disk."""
+"""The lab's machine: QEMU emulating an AMD CPU with AMD-V in software, the host's file system its disk.
+
+It has no file of its own on the host: its log is in memory, and its agent is at the end of a pair of sockets.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +10,71 @@ import ctypes
 import os
 import shutil
 import signal
+import socket
+import string
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from hostd.images import packages
+from hostd.images.folders import tell
 from hostd.lab.errors import LabError
 from hostd.lab.initramfs import initramfs
 
 QEMU = "qemu-system-x86_64"
 KERNEL = "debian"
 """Debian's generic kernel: the cloud one has no 9p"""
+FASTER = "mitigations=off init_on_alloc=0 audit=0 nmi_watchdog=0 tsc=reliable random.trust_cpu=on"
+"""what nobody needs where every instruction is emulated, and all is thrown away"""
+PLAIN = string.ascii_letters + string.digits + "/._-+"
+LEAST_MEMORY = 512 << 20
 PR_SET_PDEATHSIG = 1
 
 
 class LabMachine:
-    """A machine that has been started. `agent` is the socket on which its agent answers, `console` its kernel's log."""
+    """A machine that has been started. `agent` is the socket at which its agent answers."""
 
-    def __init__(self, process: subprocess.Popen[bytes], folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], agent: socket.socket, log: int) -> None:
         self.process = process
-        self.agent = folder / "agent.sock"
-        self.console = folder / "console.log"
+        self.agent = agent
+        self._log = log
 
     def last_words(self) -> str:
-        """Return the last lines of the kernel's log, for a message."""
-        text = self.console.read_text(errors="replace") if self.console.exists() else ""
-        return " / ".join(line.strip() for line in text.splitlines()[-3:] if line.strip())
+        """Return the last lines of what the kernel and QEMU said, for a message."""
+        size = os.fstat(self._log).st_size
+        text = os.pread(self._log, 4096, max(0, size - 4096)).decode(errors="replace")
+        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-3:])
+
+
+def check(memory: int, cpus: int) -> None:
+    """Look for what the lab needs of this host. Raises LabError, which says what to install."""
+    if shutil.which(QEMU) is None:
+        raise LabError(f"the lab needs {QEMU}: apt-get install --no-install-recommends qemu-system-x86 busybox-static")
+    if memory < LEAST_MEMORY:
+        raise LabError(f"a lab of {memory >> 20} MiB is too small: it takes {LEAST_MEMORY >> 20} MiB to boot")
+    if cpus < 1:
+        raise LabError(f"a lab with {cpus} CPUs runs nothing: give it one at least")
 
 
 @contextlib.contextmanager
-def machine(memory: int, cpus: int, out: Path | None) -> Iterator[LabMachine]:
-    """Start a machine of `memory` bytes; leaving the context ends it. Raises LabError, ImageStoreError, BuildError."""
-    if shutil.which(QEMU) is None:
-        raise LabError(f"the lab needs {QEMU}; install it: apt-get install --no-install-recommends qemu-system-x86")
-    kernel = packages.fetch(packages.kernel_package(KERNEL))
+def machine(memory: int, cpus: int, out: Path | None, *, verbose: bool = False) -> Iterator[LabMachine]:
+    """Start a machine of `memory` bytes; leaving the context ends it. Raises LabError, ImageStoreError, BuildError.
+
+    When `verbose`, what its kernel says goes to standard error.
+    """
+    check(memory, cpus)
+    kernel = packages.at_hand(KERNEL)
     modules = packages.modules_folder(kernel)
     archive = initramfs(modules)
-    with tempfile.TemporaryDirectory(prefix="hostd-lab-") as name:
-        folder = Path(name)
-        words = ["console=ttyS0", "quiet", "panic=-1", f"lab.modules={_quoted(modules)}"]
+    words = ["console=ttyS0", "panic=-1", FASTER, f"lab.modules={_quoted(modules)}"]
+    words += [] if verbose else ["quiet"]
+    ours, theirs = socket.socketpair()
+    with ours, theirs, os.fdopen(os.memfd_create("hostd-lab-log"), "r+b", buffering=0) as log:
         command = [QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-la57", "-smp", str(cpus)]
         command += ["-m", str(memory >> 20), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(packages.vmlinuz(kernel)), "-initrd", str(archive)]
-        command += ["-chardev", f"file,id=console,path={folder}/console.log", "-serial", "chardev:console"]
-        command += [
-            "-device",
-            "virtio-serial-pci",
-            "-chardev",
-            f"socket,id=agent,path={folder}/agent.sock,server=on,wait=off",
-        ]
+        command += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
+        command += ["-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,fd={theirs.fileno()}"]
         command += ["-device", "virtserialport,chardev=agent,name=hostd.agent", "-device", "virtio-rng-pci"]
         command += ["-virtfs", "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"]
         if out is not None:
@@ -64,17 +82,25 @@ def machine(memory: int, cpus: int, out: Path | None) -> Iterator[LabMachine]:
             path = str(out).replace(",", ",,")
             command += ["-virtfs", f"local,path={path},mount_tag=out,security_model=none,multidevs=remap"]
         command += ["-append", " ".join(words)]
-        with open(folder / "qemu.log", "wb") as log:
+        if verbose:
+            tell(f"hostd lab: {' '.join(command)}")
+        parent = os.getpid()
+        try:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509 (no thread has been started)
+                stdout=2 if verbose else log,
+                stderr=2 if verbose else log,
+                pass_fds=[theirs.fileno()],
+                preexec_fn=lambda: _die_with(parent),  # noqa: PLW1509 (no thread has been started)
+                # A Ctrl-C at the terminal is for the command in it.
                 process_group=0,
             )
+        except OSError as error:
+            raise LabError(f"{QEMU} does not start: {error.strerror}") from None
+        theirs.close()
         try:
-            yield LabMachine(process, folder)
+            yield LabMachine(process, ours, log.fileno())
         finally:
             process.kill()
             process.wait()
@@ -82,9 +108,11 @@ def machine(memory: int, cpus: int, out: Path | None) -> Iterator[LabMachine]:
 
 def _quoted(path: Path) -> str:
     """Return a path as the kernel's command line can carry it, for printf: no blanks, no quotes."""
-    plain = "/._-+,:@%="
-    return "".join(chr(b) if chr(b).isalnum() or chr(b) in plain[:5] else f"\\0{b:o}" for b in os.fsencode(path))
+    return "".join(char if (char := chr(byte)) in PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(path))
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
+    """Have this process end with the one that starts it, however that ends."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
