@@ -1,4 +1,7 @@
-"""A guest's console on this terminal: what was said, what is being said, and what is typed; Ctrl-] detaches."""
+"""A guest's console on this terminal: what it says and what is typed; Ctrl-] detaches.
+
+The guest's process sends the last 16 KiB that were said to who attaches.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,8 @@ from hostd.agent.link import AgentError
 DETACH = b"\x1d"
 """Ctrl-]"""
 CHUNK = 65536
-TAIL = 1 << 16
-"""bytes of the log's end that are looked through for its last lines"""
 BACKLOG = 1 << 16
 """bytes typed and not yet taken by the guest, from which on no more are read"""
-
-
-def last_lines(log: Path, count: int) -> bytes:
-    """Return the last `count` lines of a guest's log, as far as they are in its last 64 KiB."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
-            lines = file.read().splitlines(keepends=True)
-    except OSError:
-        return b""
-    return b"".join(lines[-count:] if count else [])
 
 
 def connect(path: Path, name: str) -> socket.socket:
