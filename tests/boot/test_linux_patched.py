@@ -10,7 +10,7 @@ from linux_images import PAGE, TEXT, Load, Vmlinux, text
 from hostd.boot.linux import patched
 from hostd.boot.linux.kernel import open_kernel
 from hostd.boot.linux.layout import lay_out
-from hostd.boot.linux.patched import share_code
+from hostd.boot.linux.patched import own_code, share_code
 from hostd.boot.linux.rows import map_guest
 from hostd.boot.unikernel import RamOptions
 from hostd.memory import SlotTable
@@ -133,6 +133,19 @@ def test_a_hostile_file_is_never_taken(kernel, tmp_path, damage):
     assert len(list((tmp_path / "cache").glob("*.code"))) == 2
 
 
+def test_code_that_was_copied_in_advance_is_given_back(kernel, tmp_path):
+    with guest(kernel) as table:
+        before = table.read(TEXT, 10 * PAGE)
+        own_code(table, kernel)
+        assert private(table) == 5 * PAGE
+        assert table.read(TEXT, 10 * PAGE) == before
+        patch(table, 3)
+        found = share_code(table, kernel, tmp_path / "cache", paused_into([]))
+        assert (found.pages, found.changed, found.shared) == (5, 5, 5)
+        assert private(table) == 0
+        assert table.read(TEXT + 3 * PAGE + 100, 2) == b"\x90\x90"
+
+
 def test_files_of_another_size_are_no_help_and_no_harm(kernel, tmp_path):
     with guest(kernel) as table:
         patch(table, 0)
@@ -171,4 +184,5 @@ def test_a_kernel_that_does_not_say_where_its_code_is_is_left_alone(tmp_path):
     kernel = open_kernel(tmp_path / "vmlinux", tmp_path / "cache")
     with guest(kernel) as table:
         patch(table, 0)
+        own_code(table, kernel)
         assert share_code(table, kernel, Path("/nowhere"), paused_into([])).pages == 0
