@@ -1,4 +1,4 @@
-"""A copy's records (docs/agent-protocol.md): files made into them, and them into files, none outside of where it goes."""
+"""A copy's records (docs/agent-protocol.md): files made into them, and them into files, none outside their place."""
 
 from __future__ import annotations
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 HANG_UP_GRACE = 2.0
 """seconds that a command has after SIGHUP when nobody listens to it any more"""
+PARTING_LIMIT = 10.0
+"""seconds that a client has to read the end of its stream"""
 FOLLOWING = {
     Type.EXEC: {Type.DATA, Type.EOF, Type.SIGNAL, Type.RESIZE, Type.CANCEL},
     Type.PUT: {Type.DATA, Type.EOF, Type.CANCEL},
@@ -114,13 +116,21 @@ async def relay(link: AgentLink, run: GuestRun, reader: asyncio.StreamReader, wr
         if run.result is not None:
             text = f"guest {run.name}: ended: {run.result['message'] or run.result['outcome']}"
         writer.write(pack(Type.ERROR, protocol.ERROR.pack(0) + text.encode()))
-        with contextlib.suppress(OSError):
-            await writer.drain()
     except (OSError, EOFError):
         pass
     finally:
         if stream is not None and not stream.ended:
             await _abandon(stream, hang_up=kind == Type.EXEC)
+    await _part(reader, writer)
+
+
+async def _part(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Wait for the client to hang up: while it still sends, our end would cost it what it has not read yet."""
+    with contextlib.suppress(OSError, TimeoutError):
+        async with asyncio.timeout(PARTING_LIMIT):
+            await writer.drain()
+            while await reader.read(protocol.MAX_PAYLOAD):
+                pass
 
 
 async def _outward(stream: Stream, writer: asyncio.StreamWriter) -> None:
