@@ -17,7 +17,7 @@ from hostd.boot.linux.kernel import open_kernel
 from hostd.images import packages
 from hostd.images.cpio import Archive
 from hostd.images.folders import cache
-from hostd.images.modules import load_order, plain
+from hostd.images.modules import plain
 from hostd.vmm.linux import LinuxGuest
 
 pytestmark = [
@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 PROBE = Path(__file__).with_name("ivshmem_probe.c")
-SIZE, LIMIT, RINGS = 1 << 20, 90.0, 6
+SIZE, LIMIT, RINGS = 1 << 20, 200.0, 6
 PCI_IDS = Path("/usr/share/misc/pci.ids")
 
 
@@ -48,8 +48,10 @@ def initrd(kernel_package, tmp_path_factory) -> Path:
         archive.file(path, data, mode)
 
     add("init", (folder / "probe").read_bytes(), 0o755)
-    for module in load_order(packages.modules_folder(kernel_package), ["uio", "uio_pci_generic"]):
-        add(module.name.partition(".ko")[0] + ".ko", plain(module))
+    drivers = packages.modules_folder(kernel_package) / "kernel/drivers/uio"
+    for name in ("uio", "uio_pci_generic"):
+        [module] = drivers.glob(f"{name}.ko*")
+        add(f"{name}.ko", plain(module))
     lspci = shutil.which("lspci")
     assert lspci, "lspci is missing: apt install pciutils"
     listed = subprocess.run(["ldd", lspci], check=True, capture_output=True, text=True).stdout
