@@ -228,7 +228,7 @@ class Regions:
         shared = len(region.bells) - VECTORS * len(others)
         spans = [range(shared)] + [range(shared + VECTORS * i, shared + VECTORS * (i + 1)) for i in range(len(others))]
         found["peers"] = [[numbers[name, bell] for bell in span] for span in spans]
-        waits = {}
+        waits: dict[int, None] = {}
         for end in guest.ends:
             if end.channel in region.channels:
                 info = region.channels[end.channel]
