@@ -42,7 +42,7 @@ class Guest:
         found = {}
         for number, device in enumerate(self._devices.values()):
             name = _name_in(device) or f"region{number}"
-            found[name] = handed.HandedRegion(name, device.address, "rw", 0)
+            found[name] = handed.HandedRegion(name, device.address, "rw", 0, 0)
         return found
 
     @property
@@ -68,7 +68,7 @@ class Guest:
             )
         ours = None if self._unnamed else [end for end in self.ends if end.region == name]
         locks = self._run / "ends"
-        region = GuestRegion(name, device, ours, locks, readonly=line.access == "ro", uio=uio)
+        region = GuestRegion(name, device, ours, locks, size=line.size, readonly=line.access == "ro", uio=uio)
         self._opened[name] = region
         return region
 

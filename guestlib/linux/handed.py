@@ -14,12 +14,16 @@ RUN = Path("/run/hostd")
 
 @dataclass(frozen=True)
 class HandedRegion:
-    """A line of `regions`: the name of a region, its device's PCI address, "rw" or "ro", this guest's peer number."""
+    """A line of `regions`: the name of a region, its device's PCI address, "rw" or "ro", this guest's peer number.
+
+    `size` in bytes; 0: not said.
+    """
 
     name: str
     address: str
     access: str
     peer: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -54,9 +58,12 @@ def regions(run: Path = RUN) -> list[HandedRegion]:
     """Return the regions. Raises ShmError."""
     file = run / "regions"
     try:
-        return [HandedRegion(name, address, access, int(peer)) for name, address, access, peer, *_ in _lines(file)]
+        return [
+            HandedRegion(name, address, access, int(peer), int(rest[0]) if rest else 0)
+            for name, address, access, peer, *rest in _lines(file)
+        ]
     except ValueError:
-        raise ShmError(f"{file}: a line is not REGION PCI-ADDRESS ACCESS PEER") from None
+        raise ShmError(f"{file}: a line is not REGION PCI-ADDRESS ACCESS PEER SIZE") from None
 
 
 def ends(run: Path = RUN) -> list[HandedEnd]:

@@ -26,8 +26,9 @@ BELLS = 0x10000  # vectors that the Doorbell register can name
 class GuestRegion(Region):
     """A region of this guest. Its ends ring by a store to the device, and sleep on its interrupt where there is UIO.
 
-    `ends` are this guest's; None: nobody said, so any. `locks` is where it is kept which process has one. `uio`: None
-    if the interrupt can't be heard; then waiting is napping. Raises ShmError.
+    `ends` are this guest's; None: nobody said, so any. `locks` is where it is kept which process has one. `size` in bytes;
+    0: nobody said, the region's header does. `uio`: None if the interrupt can't be heard; then waiting is napping.
+    Raises ShmError.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class GuestRegion(Region):
         ends: Sequence[HandedEnd] | None,
         locks: Path,
         *,
+        size: int = 0,
         readonly: bool,
         uio: Path | None,
     ) -> None:
@@ -46,8 +48,10 @@ class GuestRegion(Region):
         self._registers: mmap.mmap | None = None
         fd, offset = _open(device, readonly)
         try:
-            super().__init__(name, fd, [], device.memory_size, readonly=readonly, offset=offset)
-            found = self._directory(ends or ())
+            # The device's memory is a power of two; what lies behind the region's end is nothing.
+            whole = min(size or device.memory_size, device.memory_size)
+            super().__init__(name, fd, [], whole, readonly=readonly, offset=offset)
+            found = self._directory(ends or (), size > 0)
             self._show(found)
             self.size = found.size
             self._ownership = HandedEnds(name, self.channels, _all(found) if ends is None else ends, locks)
@@ -58,12 +62,12 @@ class GuestRegion(Region):
             os.close(fd)
             raise error if isinstance(error, ShmError) else ShmError(f"region {name}: {error}") from None
 
-    def _directory(self, ends: Sequence[HandedEnd]) -> Layout:
+    def _directory(self, ends: Sequence[HandedEnd], handed: bool) -> Layout:
         """Return where channels and data lie: as hostd said, else as the region's own directory has it."""
         header = ffi.cast("struct shm_region_header *", self._memory)
         if self.size < layout.PAGE or header.magic != lib.SHM_MAGIC:
             return Layout((), 0, self.size, 0)  # A file that is no more than its bytes.
-        size = min(header.size, self.size)
+        size = self.size if handed else min(header.size, self.size)
         said = {end.channel: end.info for end in ends if end.info is not None}
         try:
             found = layout.read(self._memory, size, BELLS, f"region {self.name}")

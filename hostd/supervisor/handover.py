@@ -59,10 +59,11 @@ def _contents(guest: PlannedGuest, regions: Regions, cluster: str, root: str, gu
 
 
 def _region_lines(guest: PlannedGuest, regions: Regions) -> list[str]:
-    doorbells = regions.doorbells(guest)
+    doorbells, described = regions.doorbells(guest), regions.describe(guest)
     return [
-        f"{name} 0000:00:{PCI_FIRST_SLOT + number:02x}.0 {access} {doorbells[number]['peer']}\n"
-        for number, (name, access) in enumerate(guest.regions)
+        f"{region['name']} 0000:00:{PCI_FIRST_SLOT + number:02x}.0 {region['access']} "
+        f"{doorbells[number]['peer']} {region['size']}\n"
+        for number, region in enumerate(described)
     ]
 
 

@@ -288,3 +288,18 @@ def test_a_file_without_structure_is_its_bytes(tmp_path: Path, region: shm.Regio
         assert dict(guest.region("link").channels) == {}
         assert bytes(guest.region("link").data[:11]) == b"plain bytes"
     made.close()
+
+
+def test_a_regions_size_is_what_hostd_said(fake: Callable[..., FakeGuest], region: shm.Region) -> None:
+    made = fake()
+    os.truncate(region.backing, 1 << 20)  # as BAR2 is, a power of two
+    with attach(made) as guest:
+        assert guest.region("link").size == region.size  # by its header
+    with open(region.backing, "r+b") as memory:
+        memory.seek(16)
+        memory.write(b"\xff" * 8)  # a hostile peer, over the header's size
+    with attach(made) as guest:
+        assert guest.region("link").size == 1 << 20
+    (made.run / "regions").write_text(f"link 0000:00:05.0 rw 1 {region.size}\n")
+    with attach(made) as guest:
+        assert guest.region("link").size == region.size

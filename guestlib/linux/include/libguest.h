@@ -29,6 +29,7 @@ extern struct guest_paths guest_paths;
 struct guest_region_line {
     char name[GUEST_NAME], address[32], access[8];
     unsigned peer;
+    unsigned long size;           /* in bytes; 0: not said */
 };
 
 /* A line of /run/hostd/channels; `told`: `config` came with it, else only lane, lanes and flags of it are known. */

@@ -37,7 +37,7 @@ __attribute__((format(printf, 1, 2))) static int fail(const char *format, ...) {
 
 static int parse_region(char *text, struct guest_region_line *line) {
     *line = (struct guest_region_line){0};
-    return sscanf(text, "%63s %31s %7s %u", line->name, line->address, line->access, &line->peer) == 4;
+    return sscanf(text, "%63s %31s %7s %u %lu", line->name, line->address, line->access, &line->peer, &line->size) >= 4;
 }
 
 static int parse_end(char *text, struct guest_end_line *line) {
@@ -80,7 +80,8 @@ int guest_regions(int (*each)(const struct guest_region_line *line, void *contex
     for (char *one; !result && (one = strsep(&rest, "\n"));)
         if (*one)
             result = parse_region(one, &line) ? each(&line, context)
-                                              : fail("%s/regions: a line is not REGION PCI-ADDRESS ACCESS PEER", guest_paths.run);
+                                              : fail("%s/regions: a line is not REGION PCI-ADDRESS ACCESS PEER SIZE",
+                                                     guest_paths.run);
     free(text);
     return result;
 }
@@ -192,6 +193,8 @@ int guest_region_open(struct guest_region *region, const char *name, int hear) {
         return -1;
     const struct shm_region_header *header = (const struct shm_region_header *)region->memory;
     uint64_t size = region->mapped >= PAGE && shm_load64(&header->magic) == SHM_MAGIC ? shm_load64(&header->size) : region->mapped;
+    if (region->line.size)
+        size = region->line.size; /* A peer may have written to the header. */
     region->size = size < region->mapped ? size : region->mapped;
     uint64_t page = PAGE;
     snprintf(path, sizeof path, "%s/resource0", folder);
