@@ -88,6 +88,7 @@ def test_pipes_carry_every_byte_and_the_guest_s_end_ends_it(guest: Guest) -> Non
     typing.start()
     assert all_of(link, len(typed)) == typed, "Ctrl-] is a byte like any other where nobody types"
     typing.join()
+    link.setblocking(True)
     saying = threading.Thread(target=write_and_close, args=(link.detach(), typed))
     saying.start()
     assert process.stdout is not None
