@@ -26,8 +26,8 @@ BELLS = 0x10000  # vectors that the Doorbell register can name
 class GuestRegion(Region):
     """A region of this guest. Its ends ring by a store to the device, and sleep on its interrupt where there is UIO.
 
-    `ends` are this guest's; None: nobody said, so any. `locks` is where it is kept which process has one. `size` in bytes;
-    0: nobody said, the region's header does. `uio`: None if the interrupt can't be heard; then waiting is napping.
+    `ends` are this guest's; None: nobody said, so any. `locks` is where it is kept which process has one. `size` in
+    bytes; 0: nobody said, the header does. `uio`: None if the interrupt can't be heard; then waiting is napping.
     Raises ShmError.
     """
 
