@@ -133,7 +133,11 @@ async def _done(place: Place, stream: RemoteStream) -> tuple[int, int]:
 
 def _complaint(place: Place, payload: bytes) -> AgentError:
     error = error_of(payload)
-    return AgentError(f"{place.guest}:{error}" if error.code else str(error), error.code)
+    if not error.code:  # The supervisor's, which names the guest.
+        return error
+    return AgentError(
+        f"{place.guest}:{error}" if str(error)[:1] == "/" else f"guest {place.guest}: {error}", error.code
+    )
 
 
 async def _with(giving: Awaitable[None], done: Awaitable[tuple[int, int]]) -> tuple[int, int]:
