@@ -108,7 +108,7 @@ def machine(memory: int, cpus: int, out: Path | None, *, verbose: bool = False) 
 
 def _quoted(path: Path) -> str:
     """Return a path as the kernel's command line can carry it, for printf: no blanks, no quotes."""
-    return "".join(char if (char := chr(byte)) in PLAIN else f"\\0{byte:03o}" for byte in os.fsencode(path))
+    return "".join(char if (char := chr(byte)) in PLAIN else f"\\{byte:03o}" for byte in os.fsencode(path))
 
 
 def _die_with(parent: int) -> None:
