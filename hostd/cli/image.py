@@ -38,9 +38,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     rootfs.add_argument("distribution", choices=["debian"], help="what to make it of")
     rootfs.add_argument("--packages", type=_words, default=[], metavar="A,B", help="more Debian packages")
     rootfs.add_argument("--format", choices=["ext4", "erofs"], default="ext4", help="(default: ext4)")
-    rootfs.add_argument("--size", metavar="SIZE", help="of an ext4 (default: what is in it, and a quarter)")
+    rootfs.add_argument("--size", metavar="SIZE", help="of an ext4 (default: little more than what is in it)")
     rootfs.add_argument("--name", help="of the image (default: debian)")
-    rootfs.add_argument("--fresh", action="store_true", help="make it even if there is one of the same parts")
+    rootfs.add_argument(
+        "--fresh", action="store_true", help="install today's packages, even if there is one of the same parts"
+    )
     actions.add_parser("ls", help="list images")
     remove = actions.add_parser("rm", help="remove images")
     remove.add_argument("names", nargs="+", metavar="NAME", help="NAME or KIND/NAME")

@@ -11,12 +11,12 @@ from hostd.images.errors import ImageStoreError
 BLOCK = 4096
 """bytes: the size of a page, without which there is no DAX"""
 UUID = "686f7374-6400-4000-8000-726f6f746673"
-INODE_ROOM, BLOCK_ROOM = 4096, 32 << 20
+INODE_ROOM, BLOCK_ROOM = 1024, 16 << 20
 """inodes and bytes left free for a root that is written"""
 
 
 def write(folder: Path, path: Path, kind: str, size: int | None, seconds: int) -> None:
-    """Write `folder` as an "ext4" of `size` bytes (default: a quarter more than it takes) or an "erofs" to `path`.
+    """Write `folder` as an "ext4" of `size` bytes (default: little more than it takes) or an "erofs" to `path`.
 
     `seconds` is the time of its making, and of all inodes. Raises ImageStoreError.
     """
@@ -38,7 +38,7 @@ def _ext4(folder: Path, path: Path, size: int | None, seconds: int, environment:
     blocks, inodes = _needs(folder)
     inodes += INODE_ROOM
     if size is None:
-        size = (blocks * BLOCK + BLOCK_ROOM + inodes * 256) * 5 // 4
+        size = (blocks * BLOCK + BLOCK_ROOM + inodes * 256) * 51 // 50
     size = -(-size // (1 << 20)) << 20
     command = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-N", str(inodes), "-m", "0", "-U", UUID]
     command += ["-J", "size=8", "-E", f"hash_seed={UUID},root_owner=0:0,lazy_itable_init=0,nodiscard", "-L", "root"]

@@ -15,7 +15,7 @@ from typing import Any
 from guestlib.linux import build, stage
 from hostd.images import file_systems, store
 from hostd.images.errors import ImageStoreError
-from hostd.images.folders import cache, tell
+from hostd.images.folders import appearing, cache, locked, tell
 
 SUITE = "bookworm"
 PACKAGES = ("python3", "pciutils", "procps", "iproute2", *stage.PACKAGES[1:])
@@ -39,7 +39,9 @@ TIME = 1_700_000_000
 """seconds since 1970 of all that the file system says of time"""
 TOOLS = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "mkfs.erofs": "erofs-utils", "debugfs": "e2fsprogs"}
 """programs, and the Debian packages that have them"""
-FORMAT = 1
+KEPT = 3
+"""archives of packages that are kept, the newest"""
+FORMAT = 2
 """to be counted up when what is below changes what is in a root file system"""
 PROGRESS = re.compile(r"^[IWE]: (.*?)(\.\.\.)?$")
 
@@ -56,7 +58,8 @@ def make(name: str, packages: Sequence[str], kind: str, size: int | None = None,
         raise ImageStoreError("an erofs is as large as what is in it: leave out --size")
     wanted = sorted({*PACKAGES, *packages})
     programs = build.binaries(cache("programs"))
-    digest = hashlib.sha256(repr((FORMAT, SUITE, wanted, kind, size, programs.agent.name)).encode())
+    base = hashlib.sha256(repr((SUITE, wanted, NOT_INSTALLED, TIME)).encode()).hexdigest()
+    digest = hashlib.sha256(repr((FORMAT, base, kind, size, programs.agent.name)).encode())
     for inside, source in stage.tree().items():
         digest.update(inside.encode() + b"\0" + source.read_bytes())
     key = digest.hexdigest()
@@ -72,7 +75,7 @@ def make(name: str, packages: Sequence[str], kind: str, size: int | None = None,
         # Beside the image and not in /tmp: that may be small, and here an interrupted run's rest is found again.
         with tempfile.TemporaryDirectory(prefix="root-", dir=path.parent) as folder:
             root = Path(folder, "root")
-            _install(wanted, root)
+            _unpack(_debian(wanted, base, fresh=fresh), root)
             tell("putting guestlib in")
             _finish(root, programs)
             tell(f"making the {kind}")
@@ -83,12 +86,33 @@ def make(name: str, packages: Sequence[str], kind: str, size: int | None = None,
     return store.add(name, "rootfs", key, write)
 
 
-def _install(wanted: Sequence[str], root: Path) -> None:
-    """Make a Debian of the packages `wanted` in `root`, from this host's sources if it is one of the same suite."""
+def _debian(wanted: Sequence[str], key: str, *, fresh: bool) -> Path:
+    """Return an archive of a Debian of the packages `wanted`; it is kept, as what is put on top changes more often."""
+    folder = cache("debian")
+    archive = folder / f"{SUITE}-{key[:16]}.tar"
+    with locked(folder):
+        if fresh or not archive.exists():
+            with appearing(archive) as made:
+                _install(wanted, made)
+            for old in sorted(folder.glob("*.tar"), key=lambda path: path.stat().st_mtime)[:-KEPT]:
+                old.unlink()
+    return archive
+
+
+def _unpack(archive: Path, root: Path) -> None:
+    root.mkdir()
+    command = ["tar", "-x", "-f", str(archive), "-C", str(root), "--numeric-owner", "-p", "--xattrs-include=*"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ImageStoreError(f"{archive} can't be unpacked: {done.stderr.strip()}; try again with --fresh")
+
+
+def _install(wanted: Sequence[str], archive: Path) -> None:
+    """Make a Debian of the packages `wanted`, from this host's sources if it is one of the same suite."""
     options = [f"--dpkgopt=path-exclude={pattern}" for pattern in NOT_INSTALLED]
     options.append("--dpkgopt=path-include=/usr/share/doc/*/copyright")
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(TIME), "LC_ALL": "C.UTF-8"}
-    command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(wanted)}", *options, SUITE, str(root)]
+    command = ["mmdebstrap", "--variant=minbase", f"--include={','.join(wanted)}", *options, SUITE, str(archive)]
     said: list[str] = []
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment
@@ -130,6 +154,15 @@ def _finish(root: Path, programs: build.Binaries) -> None:
     stage.stage(modules)
     shutil.copyfile(programs.guestctl, root / "usr/local/bin/guestctl")
     (root / "usr/local/bin/guestctl").chmod(0o755)
+    _compile(root)
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            os.utime(os.path.join(folder, name), (TIME, TIME), follow_symlinks=False)
+    os.utime(root, (TIME, TIME))
+
+
+def _compile(root: Path) -> None:
+    """Compile guestlib for the root's own Python: in a guest there is nothing that would keep it."""
     # Not by time but by content: the compiled modules stay good whatever times a copy has.
     compiling = ["python3", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash"]
     names = [f"{stage.FOLDER}/{name}" for name in ("guestlib", "shm")]
@@ -139,7 +172,3 @@ def _finish(root: Path, programs: build.Binaries) -> None:
     )
     if done.returncode:
         raise ImageStoreError(f"guestlib does not compile in the new root: {(done.stdout + done.stderr).strip()}")
-    for folder, folders, files in os.walk(root):
-        for name in (*folders, *files):
-            os.utime(os.path.join(folder, name), (TIME, TIME), follow_symlinks=False)
-    os.utime(root, (TIME, TIME))
