@@ -21,12 +21,12 @@ def check_kvm(device: str = DEVICE) -> Check:
             "kvm",
             "warn",
             f"unikernels only: {seen}",
-            "nothing to do for unikernels; a Linux guest needs a host (or a nested VM) with VT-x or AMD-V",
+            "nothing to do for unikernels; Linux guests run in the lab: `hostd lab -- COMMAND`",
         )
     what, _, todo = seen.partition(": ")
     if kind is KvmKind.BROKEN:
         return Check("kvm", "fail", f"KVM does not run a guest: {seen}", "look at `dmesg` for what KVM says")
-    return Check("kvm", "fail", what, todo)
+    return Check("kvm", "fail", what, f"{todo}; or run in the lab: `hostd lab -- COMMAND`")
 
 
 def check_capabilities(device: str = DEVICE) -> Check:

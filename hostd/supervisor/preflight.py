@@ -17,7 +17,7 @@ from hostd.cluster.model import Cluster, Guest, Linux, Slot
 from hostd.cluster.plan import Plan
 from hostd.cluster.plan import plan as make_plan
 from hostd.doctor.probe import KvmKind, examine
-from hostd.kvm import System
+from hostd.kvm import NoKvmError, System
 from hostd.memory.layout import HOLES
 from hostd.supervisor.boots import Boot, unikernel
 from hostd.supervisor.programs import images as read_images
@@ -52,8 +52,15 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
 
 
 def check_kvm() -> None:
-    """Raise KvmError when guests can't run here at all."""
-    System.open().close()
+    """Raise NoKvmError when guests can't run here at all."""
+    try:
+        System.open().close()
+    except NoKvmError as error:
+        raise NoKvmError(error.errno or 0, f"{error}; or {_in_the_lab()}") from None
+
+
+def _in_the_lab() -> str:
+    return f"run the same command in the lab: hostd lab -- {shlex.join(['hostd', *sys.argv[1:]])}"
 
 
 def _linux(guest: Guest, linux: Linux) -> Boot:
@@ -65,7 +72,7 @@ def _linux(guest: Guest, linux: Linux) -> Boot:
     if kind is not KvmKind.FULL:
         raise ClusterFileError(
             f"guest.{guest.name}.kernel: Linux guests need a KVM that runs ring 0, and this host's doesn't ({seen}); "
-            f"run the same command in the lab: hostd lab -- {shlex.join(['hostd', *sys.argv[1:]])}"
+            f"{_in_the_lab()}"
         )
     boot, kernel = linux_boot(guest, linux)
     with System.open() as system:
