@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 import subprocess
+import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -42,16 +45,58 @@ def has_avx2() -> bool:
     return {"avx2", "bmi1", "bmi2", "fma", "movbe", "f16c", "abm"} <= set(flags)
 
 
-def command(compiler: str, sources: Iterable[Path], output: Path, flags: Sequence[str] = ()) -> list[str]:
-    """Return the compiler call that makes `output` of `sources`; `flags` come last of the compile flags."""
-    includes = [f"-I{folder}" for folder in INCLUDES]
-    runtime = sorted(RUNTIME.glob("*.c"))
-    avx2 = AVX2 if has_avx2() else []
+def command(
+    compiler: str,
+    sources: Iterable[Path],
+    output: Path,
+    flags: Sequence[str] = (),
+    runtime: Sequence[Path] | None = None,
+) -> list[str]:
+    """Return the compiler call that makes `output` of `sources` and the `runtime` (default: its sources).
+
+    `flags` come last of the compile flags.
+    """
     return [
-        *(compiler, *COMPILE, *avx2, *flags, *includes, *LINK, "-o", str(output)),
-        *map(str, [*sources, *runtime]),
+        *(*_compile(compiler, flags), *LINK, "-o", str(output)),
+        *map(str, [*sources, *(_runtime_sources() if runtime is None else runtime)]),
         "-lgcc",
     ]
+
+
+def _compile(compiler: str, flags: Sequence[str]) -> list[str]:
+    return [compiler, *COMPILE, *(AVX2 if has_avx2() else []), *flags, *(f"-I{folder}" for folder in INCLUDES)]
+
+
+def _runtime_sources() -> list[Path]:
+    return sorted(RUNTIME.glob("*.c"))
+
+
+def _compiled_runtime(compiler: str, flags: Sequence[str]) -> list[Path]:
+    """Return the runtime as one object, which is kept for the next program; its sources where that can't be."""
+    call = _compile(compiler, flags)
+    identity = Path(compiler).resolve().stat()
+    digest = hashlib.sha256(repr((call, identity.st_size, identity.st_mtime_ns)).encode())
+    headers = (path for folder in (RUNTIME, *INCLUDES) for path in folder.rglob("*.h"))
+    for path in [*_runtime_sources(), *sorted(headers)]:
+        digest.update(repr(path).encode() + path.read_bytes())
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "hostd", "programs")
+    made = folder / f"runtime-{digest.hexdigest()[:32]}.o"
+    if made.exists():
+        return [made]
+    partial = folder / f".{made.name}.{os.getpid()}.{threading.get_ident()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        parts = ["-r", "-nostdlib", "-o", str(partial), *map(str, _runtime_sources())]
+        if subprocess.run([*call, *parts], capture_output=True, check=False).returncode == 0:
+            partial.replace(made)
+            return [made]
+    except OSError:
+        pass
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    # With the program the compiler will say what is wrong.
+    return _runtime_sources()
 
 
 def compile_program(sources: Sequence[str | Path], output: str | Path, flags: Sequence[str] = ()) -> Path:
@@ -69,7 +114,7 @@ def compile_program(sources: Sequence[str | Path], output: str | Path, flags: Se
     partial = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         done = subprocess.run(
-            command(compiler, paths, partial, flags),
+            command(compiler, paths, partial, flags, _compiled_runtime(compiler, flags)),
             capture_output=True,
             text=True,
             check=False,

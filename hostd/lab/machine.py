@@ -26,6 +26,8 @@ KERNEL = "debian"
 """Debian's generic kernel: the cloud one has no 9p"""
 FASTER = "mitigations=off init_on_alloc=0 audit=0 nmi_watchdog=0 tsc=reliable random.trust_cpu=on"
 """what nobody needs where every instruction is emulated, and all is thrown away"""
+SMALL_PAGES = "transparent_hugepage=madvise"
+"""Debian's kernel has "always", with which a guest that touches a page takes 2 MiB: the doctor warns of that"""
 PLAIN = string.ascii_letters + string.digits + "/._-+"
 LEAST_MEMORY = 512 << 20
 PR_SET_PDEATHSIG = 1
@@ -66,7 +68,7 @@ def machine(memory: int, cpus: int, out: Path | None, *, verbose: bool = False) 
     kernel = packages.at_hand(KERNEL)
     modules = packages.modules_folder(kernel)
     archive = initramfs(modules)
-    words = ["console=ttyS0", "panic=-1", FASTER, f"lab.modules={_quoted(modules)}"]
+    words = ["console=ttyS0", "panic=-1", FASTER, SMALL_PAGES, f"lab.modules={_quoted(modules)}"]
     words += [] if verbose else ["quiet"]
     ours, theirs = socket.socketpair()
     with ours, theirs, os.fdopen(os.memfd_create("hostd-lab-log"), "r+b", buffering=0) as log:
