@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,6 +54,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    # As an interruption does: what was begun is cleared away.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     code: int = globals()[f"_{options.action}"](options)
     return code
 

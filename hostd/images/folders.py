@@ -13,6 +13,8 @@ from pathlib import Path
 
 from hostd.images.errors import ImageStoreError
 
+MAKING = ".making-"
+
 
 def cache(name: str) -> Path:
     """Return the folder `name` of hostd's cache, made if it is missing. Raises ImageStoreError."""
@@ -30,13 +32,15 @@ def locked(folder: Path) -> Iterator[None]:
     """Let one process at a time make things in `folder`."""
     with open(folder / ".lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        for rest in folder.glob(f"{MAKING}*"):  # Of one that was killed: nobody else is at it.
+            shutil.rmtree(rest, ignore_errors=True)
         yield
 
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Give the path of a file or folder to make, which becomes `path` at the end, or nothing if anything fails."""
-    folder = Path(tempfile.mkdtemp(prefix=".making-", dir=path.parent))
+    folder = Path(tempfile.mkdtemp(prefix=MAKING, dir=path.parent))
     try:
         made = folder / path.name
         yield made

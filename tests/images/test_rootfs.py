@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tarfile
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from guestlib.linux import build, stage
-from hostd.images import ImageStoreError, folders, rootfs, store
+from hostd.images import ImageStoreError, file_systems, folders, rootfs, store
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,7 @@ def test_a_root_has_guestlib_and_nothing_of_its_making(
         seen["kind"] = kind, size
         path.write_bytes(b"image")
 
-    monkeypatch.setattr(rootfs.file_systems, "write", look)
+    monkeypatch.setattr(file_systems, "write", look)
     image = rootfs.make("web", ["curl"], "ext4", 1 << 20)
     assert image.path.read_bytes() == b"image"
     assert image.about["packages"] == 2
@@ -93,7 +94,7 @@ def test_a_root_has_guestlib_and_nothing_of_its_making(
 def test_packages_are_installed_once_for_several_images(
     tmp_path: Path, tools: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rootfs.file_systems, "write", lambda root, path, *_: path.write_bytes(b"image"))
+    monkeypatch.setattr(file_systems, "write", lambda root, path, *_: path.write_bytes(b"image"))
     first = rootfs.make("one", [], "ext4")
     rootfs.make("two", [], "erofs")
     assert rootfs.make("one", [], "ext4") == first
@@ -116,7 +117,7 @@ def test_what_mmdebstrap_says_is_the_reason(
 
 
 def test_a_tool_that_is_missing_comes_with_apt_s_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(rootfs.shutil, "which", lambda name, path=None: None)
+    monkeypatch.setattr(shutil, "which", lambda name, path=None: None)
     with pytest.raises(ImageStoreError, match="mmdebstrap is missing: apt-get install mmdebstrap"):
         rootfs.make("web", [], "ext4")
 
@@ -149,3 +150,9 @@ def test_something_that_appears_is_removed_when_it_fails(tmp_path: Path) -> None
         fail()
     assert list(tmp_path.glob("x")) == []
     assert list(tmp_path.glob(".making*")) == []
+
+
+def test_what_a_killed_process_left_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / f"{folders.MAKING}x/deep").mkdir(parents=True)
+    with folders.locked(tmp_path):
+        assert list(tmp_path.glob(f"{folders.MAKING}*")) == []
