@@ -55,9 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     # As an interruption does: what was begun is cleared away.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
-    code: int = globals()[f"_{options.action}"](options)
-    return code
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        code: int = globals()[f"_{options.action}"](options)
+        return code
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _kernel(options: argparse.Namespace) -> int:
@@ -82,9 +85,12 @@ def _initramfs(options: argparse.Namespace) -> int:
 
 def _rootfs(options: argparse.Namespace) -> int:
     from hostd.cluster.sizes import parse_size
-    from hostd.images import rootfs
+    from hostd.images import ImageStoreError, rootfs
 
-    size = parse_size(options.size) if options.size else None
+    try:
+        size = parse_size(options.size) if options.size else None
+    except ValueError as error:
+        raise ImageStoreError(f"--size: {error}") from None
     image = rootfs.make(options.name or "debian", options.packages, options.format, size, fresh=options.fresh)
     return _made(options, [image], [])
 
