@@ -102,7 +102,7 @@ def start(cluster: BackgroundCluster) -> Iterator[Any]:
 
 def good(done: Completed) -> list[str]:
     """Return the words that a command wrote last; it must have ended well."""
-    assert done.code == 0, done.stderr.decode() + done.stdout.decode()
+    assert done.exit_code == 0, done.stderr.decode() + done.stdout.decode()
     return done.stdout.decode().splitlines()[-1].split()
 
 
@@ -123,9 +123,9 @@ def test_messages_arrive_once_in_order_and_whole(start: Any, mode: str) -> None:
 def test_guestctl_measures_between_two_guests(start: Any) -> None:
     answering = start("right", "/run/hostd/guestctl", "-t", "60", "-a", "bench", "there", "back")
     asked = start("left", "/run/hostd/guestctl", "-t", "60", "-S", "0", "-n", "100", "bench", "there", "back").result()
-    assert asked.code == 0, asked.stderr
+    assert asked.exit_code == 0, asked.stderr
     assert b'"rounds": 100' in asked.stdout
-    assert answering.result().code == 0
+    assert answering.result().exit_code == 0
     listed = start("left", "/run/hostd/guestctl", "ls").result().stdout.decode()
     assert "channel there" in listed
 
@@ -143,7 +143,7 @@ def test_the_region_is_mapped_cached_where_the_guests_type_counts(start: Any) ->
     )
     done = start("left", "python3", "-c", program).result()
     *_, types, heeds = done.stdout.decode().splitlines()
-    assert done.code == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "write-back" in types or heeds == "False", done.stdout
 
 
@@ -170,9 +170,9 @@ def test_linux_guests_a_unikernel_and_a_host_process_share_a_channel(cluster: Ba
         with region.sender("inbox") as inbox:
             for number in range(FEW):
                 inbox.send(struct.pack("<Q8s", number, b"host"), timeout=60)
-        assert linux.result().code == 0, linux.result().stderr
+        assert linux.result().exit_code == 0, linux.result().stderr
         assert good(collector.result())[:3] == ["['host',", "'linux',", "'uni']"]
-        assert start("right", "python3", "/root/news.py", "news", str(FEW)).result().code == 0
+        assert start("right", "python3", "/root/news.py", "news", str(FEW)).result().exit_code == 0
         listener.join(120)
     assert heard[-1] == FEW - 1
     assert heard == sorted(heard)
