@@ -35,19 +35,18 @@ int bell_open_eventfds(struct bell *bell, int ring_fd, int wait_fd) {
     return 0;
 }
 
+/* The upper byte of PCI's command register, and a bit of it. */
+enum { COMMAND_HIGH = 5, INTERRUPT_DISABLE = 1 << 2 };
+
 /*
  * Lowers the interrupt and lets the next one through: uio_pci_generic's handler sets "Interrupt Disable", bit 10 of PCI's
  * command register (PCI Local Bus 3.0, 6.2.2), and leaves clearing it to us. To be done before looking at the ring: what is
  * sent after this raises a new interrupt, what was sent before is seen.
  */
 static void rearm(struct bell *bell) {
-    uint8_t command;
     (void)bell->registers[IVSHMEM_STATUS];
-    if (pread(bell->config_fd, &command, 1, 5) == 1) {
-        command &= (uint8_t)~4;
-        if (pwrite(bell->config_fd, &command, 1, 5) != 1)
-            return; /* Then the slices have to do. */
-    }
+    if (pwrite(bell->config_fd, &bell->command, 1, COMMAND_HIGH) != 1)
+        return; /* Then the slices have to do. */
 }
 
 int bell_open_device(struct bell *bell, const struct bell_device *device, uint32_t number) {
@@ -71,6 +70,10 @@ int bell_open_device(struct bell *bell, const struct bell_device *device, uint32
         bell->wait_fd = -1;
         return 0;
     }
+    /* Read once: a read of configuration space is an exit from the guest, and nobody changes the other bits. */
+    if (pread(bell->config_fd, &bell->command, 1, COMMAND_HIGH) != 1)
+        bell->command = 0;
+    bell->command &= (uint8_t)~INTERRUPT_DISABLE;
     bell->registers[IVSHMEM_MASK] = 0xffffffff;
     rearm(bell); /* One who died over an interrupt left it disabled. */
     return 0;

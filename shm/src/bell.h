@@ -25,6 +25,7 @@ struct bell {
     int ring_fd;                  /* eventfd, or -1 */
     int wait_fd;                  /* epoll set or UIO device, or -1 */
     int config_fd;                /* with UIO */
+    uint8_t command;              /* PCI command register's upper byte, interrupts enabled */
     volatile uint32_t *registers;
     uint32_t ring_value;          /* for the Doorbell register */
     int64_t slice_ns;             /* the longest sleep between two looks */
