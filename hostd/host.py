@@ -184,9 +184,9 @@ class Guest:
 
         return console.connect(ClusterDirectory(self.cluster.name).guests / f"{self.name}.console.sock", self.name)
 
-    def stop(self) -> None:
-        """Stop it for good: a Linux guest in good order if its agent answers."""
-        self.cluster.call("stop", guests=[self.name])
+    def stop(self, *, grace: float = 10.0) -> None:
+        """Stop it for good: a Linux guest in good order in `grace` seconds if its agent answers, then by force."""
+        self.cluster.call("stop", timeout=30 + grace, guests=[self.name], grace=grace)
 
     def kill(self) -> None:
         """Kill its process; its restart policy says whether it starts again."""

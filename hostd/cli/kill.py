@@ -10,7 +10,7 @@ EXAMPLES = ("hostd kill many/hello-3", "hostd kill hello-3 hello-4")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    stop.configure(parser)
+    stop.add_targets(parser)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -6,19 +6,30 @@ import argparse
 
 from hostd.cli.command import print_json
 
-EXAMPLES = ("hostd stop many/hello-3", "hostd stop many")
-CALL, DONE = "stop", "stopped"
+EXAMPLES = ("hostd stop many/hello-3", "hostd stop many", "hostd stop --grace 0 pair/a")
+ANSWER_LIMIT = 30.0
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    add_targets(parser)
+    parser.add_argument(
+        "--grace",
+        type=float,
+        metavar="SECONDS",
+        help="for Linux guests to end in good order, before they are stopped by force (default: 10)",
+    )
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """Add TARGET..., which `apply` takes."""
     parser.add_argument("targets", nargs="+", metavar="TARGET", help="CLUSTER, CLUSTER/GUEST or GUEST")
 
 
 def run(options: argparse.Namespace) -> int:
-    return apply(options, CALL, DONE)
+    return apply(options, "stop", "stopped", grace=options.grace)
 
 
-def apply(options: argparse.Namespace, call: str, done: str) -> int:
+def apply(options: argparse.Namespace, call: str, done: str, *, grace: float | None = None) -> int:
     """Ask for `call` on each target and say that it is `done`."""
     from hostd.cli.targets import find
 
@@ -26,7 +37,7 @@ def apply(options: argparse.Namespace, call: str, done: str) -> int:
     for target in options.targets:
         client, guests = find(target)
         with client:
-            names += client.call(call, guests=guests)
+            names += client.call(call, timeout=ANSWER_LIMIT + (grace or 0), guests=guests, grace=grace)
     if options.json:
         print_json({done: names})
     else:

@@ -26,10 +26,8 @@ STARTS_AT_ONCE = 48
 """guests asked for that haven't said hello"""
 HELLO_TIMEOUT = 30.0
 STOP_TIMEOUT = 5.0
-SHUTDOWN_GRACE = 5.0
-"""seconds that the processes of a Linux guest have to end when it is stopped"""
-SHUTDOWN_TIMEOUT = 15.0
-"""seconds that a Linux guest has in all"""
+SHUTDOWN_TIMEOUT = 10.0
+"""seconds that a Linux guest has to end in good order when it is stopped"""
 CONNECT_DELAY = 0.003
 EXIT_GRACE = 0.5
 """between the end of a guest's connection and the warm parent's word on how its process ended"""
@@ -329,13 +327,13 @@ class Fleet:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGKILL)
 
-    async def stop(self, runs: Iterable[GuestRun], *, timeout: float = STOP_TIMEOUT) -> None:
-        """Stop `runs` for good: Linux guests in good order if their agents answer, others by their vCPUs.
+    async def stop(self, runs: Iterable[GuestRun], *, grace: float = SHUTDOWN_TIMEOUT) -> None:
+        """Stop `runs` for good: Linux guests in good order in `grace` seconds if their agents answer, then by force.
 
-        Those that don't end in `timeout` seconds after that are killed.
+        Those that don't end by that either are killed.
         """
         runs = list(runs)
-        await self._shut_down(runs)
+        await self._shut_down(runs, grace)
         for run in runs:
             run.stopping = True
             if run.state == "waiting":
@@ -348,7 +346,7 @@ class Fleet:
                 run.link.send({"id": 0, "call": "stop"})
         self._changed()
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(STOP_TIMEOUT):
                 await self.wait_finished(runs)
         except TimeoutError:
             for run in runs:
@@ -357,15 +355,18 @@ class Fleet:
                 async with asyncio.timeout(STOP_TIMEOUT):
                     await self.wait_finished(runs)
 
-    async def _shut_down(self, runs: list[GuestRun]) -> None:
+    async def _shut_down(self, runs: list[GuestRun], grace: float) -> None:
         """Give Linux guests that run the time to end in good order."""
         running = [run for run in runs if run.link is not None and run.result is None]
         for run in running:
             run.stopping = True
-        asked = await asyncio.gather(*(self.agents.shut_down(run, SHUTDOWN_GRACE) for run in running))
+        if grace <= 0:
+            return
+        # Half of it is the processes', the rest the kernel's to write what it has not written.
+        asked = await asyncio.gather(*(self.agents.shut_down(run, grace / 2) for run in running))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(SHUTDOWN_TIMEOUT):
-                await self.wait_finished(run for run, done in zip(running, asked, strict=True) if done)
+            async with asyncio.timeout(grace):
+                await self.wait_finished([run for run, done in zip(running, asked, strict=True) if done])
 
     async def wait_started(self) -> None:
         """Wait until every guest runs or has ended, or one could not be started."""

@@ -127,9 +127,10 @@ class Service:
         return data
 
     async def stop(self, arguments: Arguments) -> list[str]:
-        """Stop the named guests (all, if none is named) for good."""
+        """Stop the named guests (all, if none is named) for good; Linux guests may take `grace` seconds to do it."""
         runs = self._named(arguments)
-        await self._fleet.stop(runs)
+        grace = arguments.get("grace")
+        await self._fleet.stop(runs, **({} if grace is None else {"grace": float(grace)}))
         return [run.name for run in runs]
 
     async def kill(self, arguments: Arguments) -> list[str]:
