@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from fake_guest import FakeGuest  # type: ignore[import-not-found]
 
 import guestlib
 import shm
+from guestlib.linux.device import devices
 from shm._shm import lib
 
 
@@ -303,3 +305,57 @@ def test_a_regions_size_is_what_hostd_said(fake: Callable[..., FakeGuest], regio
     (made.run / "regions").write_text(f"link 0000:00:05.0 rw 1 {region.size}\n")
     with attach(made) as guest:
         assert guest.region("link").size == region.size
+
+
+def test_a_device_without_an_interrupt_is_polled(fake: Callable[..., FakeGuest], region: shm.Region) -> None:
+    made = fake()
+    (made.device / "uio" / "uio0").mkdir(parents=True)
+    (made.dev / "uio0").symlink_to("/proc/self/mem")  # Reading it at 0 is EIO, as reading such a UIO device is.
+    with attach(made, uio=True) as guest, guest.receiver("there") as there, region.sender("there") as sender:
+        there.spin_ns = 0
+        with pytest.raises(shm.ChannelTimeout):
+            there.recv(timeout=0.01)
+        sender.send(b"seen")
+        assert there.recv(timeout=5) == b"seen"
+        assert (there.late, sender.rings) == (0, 0)
+
+
+def test_the_device_is_bound_to_uio_and_nobody_elses_is_taken(fake: Callable[..., FakeGuest]) -> None:
+    made = fake()
+    driver = made.sysfs / "bus" / "pci" / "drivers" / "uio_pci_generic"
+    driver.mkdir(parents=True)
+    (driver / "bind").write_text("")
+    (made.device / "subsystem").symlink_to(made.sysfs / "bus" / "pci")
+    [device] = devices(made.sysfs, made.dev)
+    (made.device / "driver").mkdir()
+    assert device.uio() is None
+    assert not (made.device / "driver_override").exists()
+    (made.device / "driver").rmdir()
+    assert device.uio() is None  # No kernel here to bind it.
+    assert (made.device / "driver_override").read_text() == "uio_pci_generic"
+    assert (driver / "bind").read_text() == made.device.name
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device files are root's to make")
+def test_a_device_file_that_nobody_made_is_made(fake: Callable[..., FakeGuest]) -> None:
+    made = fake()
+    (made.device / "uio" / "uio3").mkdir(parents=True)
+    (made.device / "uio" / "uio3" / "dev").write_text("247:3\n")
+    [device] = devices(made.sysfs, made.dev)
+    node = device.uio()
+    assert node == made.dev / "uio3"
+    assert (stat.S_ISCHR(node.stat().st_mode), os.major(node.stat().st_rdev), os.minor(node.stat().st_rdev)) == (
+        True,
+        247,
+        3,
+    )
+
+
+def test_only_ivshmem_devices_count(fake: Callable[..., FakeGuest]) -> None:
+    made = fake()
+    other = made.device.parent / "0000:00:02.0"
+    other.mkdir()
+    (other / "vendor").write_text("0x1af4\n")
+    (other / "device").write_text("0x1041\n")
+    (made.device.parent / "0000:00:03.0").mkdir()
+    assert [device.address for device in devices(made.sysfs, made.dev)] == [made.device.name]
