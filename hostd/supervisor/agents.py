@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Collection
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Coroutine
+from typing import TYPE_CHECKING, Any
 
 from guestlib.linux import protocol
 from guestlib.linux.protocol import Type
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hostd.supervisor.directory import ClusterDirectory
     from hostd.supervisor.guest_run import GuestRun, Result
 
+START_LIMIT, SHARE_LIMIT = 30.0, 60.0
 HANG_UP_GRACE = 2.0
 """seconds that a command has after SIGHUP when nobody listens to it any more"""
 PARTING_LIMIT = 10.0
@@ -36,27 +37,33 @@ class Agents:
     def __init__(self, directory: ClusterDirectory) -> None:
         self._directory = directory
         self._links: dict[str, AgentLink] = {}
-        self._closing: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, run: GuestRun) -> None:
         """Connect to the agent of a guest that runs, once."""
         if run.plan.group.linux is not None and run.name not in self._links:
             path = self._directory.guests / f"{run.name}.agent.sock"
-            self._links[run.name] = AgentLink(path, f"guest {run.name}")
+            link = self._links[run.name] = AgentLink(path, f"guest {run.name}")
+            self._later(_share_code(run, link))
 
     def end(self, run: GuestRun) -> None:
         """Let go of the agent of a guest that has ended."""
         link = self._links.pop(run.name, None)
         if link is not None:
-            task = asyncio.get_running_loop().create_task(link.close())
-            self._closing.add(task)
-            task.add_done_callback(self._closing.discard)
+            self._later(link.close())
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         """Let go of all."""
         links = [link.close() for link in self._links.values()]
         self._links.clear()
-        await asyncio.gather(*links, *self._closing, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*links, *self._tasks, return_exceptions=True)
 
     def amend(self, run: GuestRun, result: Result) -> Result:
         """Return a guest's result with the status of its own command, where it powered off because that had ended."""
@@ -88,6 +95,15 @@ class Agents:
             raise AgentError(f"guest {run.name}: is not running ({run.state})")
         await link.wait_up(wait)
         return link
+
+
+async def _share_code(run: GuestRun, link: AgentLink) -> None:
+    """Once the guest has started, have its kernel's patched code shared with the others'."""
+    with contextlib.suppress(AgentError):  # Without an agent nobody says when that is.
+        await link.wait_up(START_LIMIT)
+    if run.link is not None and run.state == "running":
+        with contextlib.suppress(OSError, TimeoutError):  # It is shared less, no more.
+            await run.link.call("share", timeout=SHARE_LIMIT)
 
 
 async def relay(link: AgentLink, run: GuestRun, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from hostd.boot.errors import ImageError
 from hostd.boot.linux import cpuid
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.layout import LinuxMap, lay_out
-from hostd.boot.linux.patched import share_code
+from hostd.boot.linux.patched import own_code, share_code
 from hostd.boot.linux.registers import enter_kernel
 from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
@@ -67,6 +68,8 @@ class LinuxGuest:
             vcpu.on_exit(*self.machine.exit_handler)
         self._pause = Pause(self.vcpus)
         self.machine.start()
+        self._copier = threading.Thread(target=own_code, args=(self.table, kernel), name="code", daemon=True)
+        self._copier.start()
 
     def _vcpu(self, system: System, number: int, count: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(number)
@@ -125,6 +128,7 @@ class LinuxGuest:
 
     def close(self) -> None:
         """Give back the VM and its memory; the guest must not be running."""
+        self._copier.join()
         self.machine.close()
         for vcpu in self.vcpus:
             vcpu.close()
@@ -149,6 +153,7 @@ class LinuxGuest:
 
         Raises OSError.
         """
+        self._copier.join()
         return share_code(self.table, self._kernel, Path(self._cache), self._pause.paused).describe()
 
     def step(self, index: int) -> dict[str, Any] | None:
