@@ -71,7 +71,11 @@ def make(name: str, packages: Sequence[str], kind: str, size: int | None = None,
             if shutil.which(tool, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin") is None:
                 raise ImageStoreError(f"{tool} is missing: apt-get install {TOOLS[tool]}")
         if os.geteuid() != 0:
-            raise ImageStoreError("a root file system has files of root's, so it is made by root: use sudo")
+            above = cache("images").parent.parent
+            raise ImageStoreError(
+                f"a root file system has files of root's, so it is made by root: "
+                f"sudo env XDG_CACHE_HOME={above} hostd image rootfs"
+            )
         # Beside the image and not in /tmp: that may be small, and here an interrupted run's rest is found again.
         with tempfile.TemporaryDirectory(prefix="root-", dir=path.parent) as folder:
             root = Path(folder, "root")

@@ -124,7 +124,7 @@ def test_a_tool_that_is_missing_comes_with_apt_s_line(monkeypatch: pytest.Monkey
 
 def test_it_is_made_by_root(monkeypatch: pytest.MonkeyPatch, tools: None) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    with pytest.raises(ImageStoreError, match="made by root: use sudo"):
+    with pytest.raises(ImageStoreError, match="made by root: sudo env XDG_CACHE_HOME="):
         rootfs.make("web", [], "erofs")
 
 
