@@ -13,9 +13,14 @@ from hostd.doctor.probe import KvmKind, kvm_kind
 from hostd.kvm import NoKvmError, System
 
 HERE = Path(__file__).parent
-NEED_KVM = ("bench", "cli", "guestlib", "kvm", "memory", "supervisor", "vmm")
-"""folders whose tests run guests; where the host has no KVM for them, `make test` runs them in the lab"""
+NEED_KVM = ("bench", "cli", "doctor", "guestlib/test_channels.py", "kvm", "lab", "memory", "supervisor", "vmm")
+"""folders and files whose tests run guests, as do those with the fixture `system`; without KVM `make test` has them in the lab"""
 LAB_SLOWNESS = 8
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let `make test` say what it wants of the lab."""
+    parser.addoption("--only-kvm", action="store_true", help="run only what is left out on a host without KVM")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -25,10 +30,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(limit))
-    elif kvm_kind() not in (KvmKind.UNIKERNEL, KvmKind.FULL):
-        inside = [item for item in items if item.path.relative_to(HERE).parts[0] in NEED_KVM]
-        config.hook.pytest_deselected(items=inside)
-        items[:] = [item for item in items if item not in inside]
+    elif not config.option.only_kvm and kvm_kind() not in (KvmKind.UNIKERNEL, KvmKind.FULL):
+        _keep([item for item in items if not _needs_kvm(item)], config, items)
+    if config.option.only_kvm:
+        _keep([item for item in items if _needs_kvm(item)], config, items)
+
+
+def _needs_kvm(item: pytest.Item) -> bool:
+    return "system" in getattr(item, "fixturenames", ()) or any(
+        item.path.is_relative_to(HERE / part) for part in NEED_KVM
+    )
+
+
+def _keep(kept: list[pytest.Item], config: pytest.Config, items: list[pytest.Item]) -> None:
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
 
 
 @pytest.fixture(scope="session")
