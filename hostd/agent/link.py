@@ -259,14 +259,12 @@ class AgentLink:
                 async with asyncio.timeout(ANSWER_LIMIT):
                     await writer.drain()
                     while True:
-                        await reader.readuntil(protocol.SYNC)
+                        await _skip(reader)
                         with contextlib.suppress(ValueError):  # An earlier session's.
                             kind, _, payload = await self._frame(reader)
                             if kind == Type.WELCOME:
                                 self._welcome(payload)
                                 return
-            except asyncio.LimitOverrunError as error:
-                await reader.readexactly(error.consumed)
             except TimeoutError:
                 flush = FLUSH
 
@@ -302,6 +300,16 @@ class AgentLink:
                 stream.take(kind, payload)
                 if stream.ended:
                     del self._streams[number]
+
+
+async def _skip(reader: asyncio.StreamReader) -> None:
+    """Read up to where a session may begin."""
+    while True:
+        try:
+            await reader.readuntil(protocol.SYNC)
+            return
+        except asyncio.LimitOverrunError as error:
+            await reader.readexactly(error.consumed)
 
 
 def error_of(payload: bytes) -> AgentError:
