@@ -18,7 +18,7 @@ import pytest
 from hostd.control import server as server_module
 from hostd.control.client import VERSION, Client, ControlError
 from hostd.control.framing import FrameReader, pack_frame
-from hostd.control.server import RequestError, Server
+from hostd.control.server import RequestError, Server, Stream
 
 
 async def echo(arguments: Mapping[str, Any]) -> object:
@@ -37,7 +37,16 @@ async def strict(arguments: Mapping[str, Any]) -> object:
     return arguments["needed"]
 
 
-CALLS = {"echo": echo, "refuse": refuse, "huge": huge, "strict": strict}
+async def upper(_arguments: Mapping[str, Any]) -> Stream:
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            writer.write(data.upper())
+            await writer.drain()
+
+    return Stream({"then": "bytes"}, carry)
+
+
+CALLS = {"echo": echo, "refuse": refuse, "huge": huge, "strict": strict, "upper": upper}
 
 
 @pytest.fixture
@@ -163,3 +172,17 @@ def test_too_many_connections_are_turned_away(listening: pathlib.Path, monkeypat
         third.connect(str(listening))
         [answer] = answers(third)
         assert "more than 2 connections" in answer["error"]
+
+
+def test_a_call_may_make_its_connection_a_stream(listening: pathlib.Path) -> None:
+    with Client(listening) as client, Client(listening) as other:
+        assert client.call("upper") == {"then": "bytes"}
+        with client.detach() as link:
+            client.close()
+            link.settimeout(10)
+            for word in (b"one", b"two"):
+                link.sendall(word)
+                assert link.recv(100) == word.upper()
+            assert other.call("echo", a=1) == {"a": 1}
+            link.shutdown(socket.SHUT_WR)
+            assert link.recv(100) == b""
