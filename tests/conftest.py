@@ -14,7 +14,7 @@ from hostd.kvm import NoKvmError, System
 
 HERE = Path(__file__).parent
 NEED_KVM = ("bench", "cli", "doctor", "guestlib/test_channels.py", "kvm", "lab", "memory", "supervisor", "vmm")
-"""folders and files whose tests run guests, as do those with the fixture `system`; without KVM `make test` has them in the lab"""
+"""what runs guests, beside the tests with the fixture `system`; without KVM `make test` runs these in the lab"""
 LAB_SLOWNESS = 8
 
 

@@ -13,19 +13,8 @@ from hostd.images.folders import appearing, cache, locked
 
 EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
 """what it takes to get to the root"""
-LATE = (
-    "crc32c_generic",
-    "kvm_amd",
-    "uio_pci_generic",
-    "tun",
-    "loop",
-    "erofs",
-    "virtio_pmem",
-    "nd_pmem",
-    "veth",
-    "bridge",
-)
-"""what commands in the lab need; all else can be loaded with modprobe"""
+LATE = ("kvm_amd", "uio_pci_generic", "tun", "loop")
+"""what nobody asks the kernel for before using it; it loads all else when it is asked for it"""
 SCRIPT = Path(__file__).with_name("init.sh")
 
 
