@@ -56,7 +56,7 @@ CAN_RUN_GUESTS := $(BIN)/python -c 'from hostd.doctor.probe import *; import sys
 test: install lint tools images
 	$(BIN)/python -m pytest -n auto -q
 	@if $(CAN_RUN_GUESTS); then \
-		echo "the tests of Linux guests, in the lab:"; $(LAB) python -m pytest -n 2 -q tests/lab; \
+		echo "the tests of Linux guests, in the lab:"; $(LAB) python -m pytest -n 2 --dist loadfile -q tests/lab; \
 	else \
 		echo "no KVM for guests here; all tests that need one, in the lab:"; $(LAB) python -m pytest -n 2 -q --only-kvm; \
 	fi
