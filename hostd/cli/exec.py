@@ -88,7 +88,8 @@ async def _exec(client: Client, guest: str, options: argparse.Namespace, env: di
             if interrupts >= IMPATIENCE:
                 raise KeyboardInterrupt
 
-        return await terminal.attend(remote, terminal=size is not None, stdin=not options.no_stdin, on_signal=count)
+        ours = size is not None and terminal.window() is not None
+        return await terminal.attend(remote, terminal=ours, stdin=not options.no_stdin, on_signal=count)
 
 
 def _variable(text: str) -> tuple[str, str]:

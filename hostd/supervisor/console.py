@@ -24,7 +24,8 @@ class LogFollower:
         whole, newline, self._partial = data.rpartition(b"\n")
         if last and self._partial:
             whole, newline, self._partial = data, b"\n", b""
-        return whole.decode(errors="replace").split("\n") if newline else []
+        # A Linux guest's serial console ends lines as a terminal wants them.
+        return [line.removesuffix("\r") for line in whole.decode(errors="replace").split("\n")] if newline else []
 
     def _added(self) -> bytes:
         try:

@@ -180,6 +180,12 @@ def test_a_terminal_is_one_there_too(agent: Agent) -> None:
     assert seen.count(b"word") == 2  # Echoed once, by the guest.
 
 
+def test_a_terminal_may_be_asked_for_and_refused(agent: Agent) -> None:
+    script = "test -t 0 && test -t 1 && stty size"
+    assert hostd("exec", "-t", "a", "--", "sh", "-c", script).stdout == b"24 80\r\n"
+    assert hostd("exec", "-T", "a", "--", "sh", "-c", script).returncode == 1
+
+
 def _until(descriptor: int, wanted: bytes) -> bytes:
     seen = b""
     deadline = time.monotonic() + LIMIT
