@@ -73,6 +73,11 @@ class Agents:
             return result
         return result | {"code": status, "message": f"guest {run.name}: its command ended with status {status}"}
 
+    def describe(self, run: GuestRun) -> dict[str, Any]:
+        """Return what `hostd inspect` shows of a guest's agent; nothing if it has none."""
+        link = self._links.get(run.name)
+        return {} if link is None else {"answers": link.up, "kernel": link.version}
+
     async def shut_down(self, run: GuestRun, grace: float) -> bool:
         """Ask a guest to end in good order, its processes having `grace` seconds; tell whether it could be asked."""
         link = self._links.get(run.name)

@@ -101,6 +101,7 @@ class Service:
             "channels": {end.channel: {"role": end.role, "lane": end.lane} for end in run.plan.ends},
             "slots": run.rows,
             "stats": stats,
+            "agent": self._fleet.agents.describe(run),
             "log": str(self._supervisor.directory.log(run.name)),
         }
 
