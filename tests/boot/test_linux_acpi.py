@@ -142,6 +142,7 @@ def test_the_dsdt_has_pci_serial_and_power_off(disassembled):
     text = re.sub(r"\s+", " ", text).replace("( ", "(").replace(" )", ")")
     devices = re.findall(r'Device \((\w+)\) \{ Name \(_HID, EisaId \("(\w+)"\)\)', text)
     assert devices == [("PCI0", "PNP0A08"), ("COM1", "PNP0501"), ("MBRD", "PNP0C02")]
+    assert "Method (_OSC, 4, NotSerialized) { Return (Arg3) }" in text
     assert 'Name (_CID, EisaId ("PNP0A03"))' in text
     assert "Name (_S5, Package (0x04) { 0x05, Zero, Zero, Zero })" in text
     assert "Interrupt (ResourceConsumer, Edge, ActiveHigh, Exclusive, ,,) { 0x00000004, }" in text

@@ -40,12 +40,17 @@ dmesg | grep -i -E 'acpi|firmware|bios' | sed 's/^/dmesg /'
 dmesg -r | grep -E '^<[0-4]>' | sed 's/^/complaint /'
 echo reported
 """
-# An emulated host's TSC is not invariant; tracing says so at length.
+# An emulated host's TSC is not invariant, and tracing says so at length; a busy one is late, and the kernel says that.
 LAB_ONLY = (
     "Unstable clock detected",
     "If you want to keep using the local clock",
     "trace_clock=",
     "on the kernel command",
+    "interrupt took",
+    "clocksource:",
+    "rcu:",
+    "hrtimer:",
+    "soft lockup",
 )
 
 
@@ -113,7 +118,8 @@ def test_debians_kernels_reach_init_and_power_off(kernels, boot, name, kind, vcp
         assert guest.ending == "off", console[-3000:]
     assert "reported" in console
     assert complaints(console) == []
-    assert not re.search(r"^dmesg .*(error|warn|bug|invalid|fail)", console, re.M | re.I)
+    assert not re.search(r"^dmesg .*(error|warn|firmware|invalid|fail|retains|AE_)", console, re.M | re.I)
+    assert "_OSC: OS now controls [" in console
     assert f"cpus {vcpus}\n" in console
     assert re.findall(r"^apicid\s*: (\d+)", console, re.M) == [str(n) for n in range(vcpus)]
     assert re.findall(r"^cpu cores\s*: (\d+)", console, re.M) == [str(vcpus)] * vcpus

@@ -132,6 +132,9 @@ def _pci_root(pci64: Span) -> bytes:
         aml.named("_CID", aml.eisa_id("PNP0A03")),
         *(aml.named(name, aml.integer(0)) for name in ("_UID", "_SEG", "_BBN")),
         aml.named("_CRS", windows),
+        # Whatever control of PCI Express the kernel asks for, it gets: no firmware holds it (PCI Firmware
+        # Specification 3.3, section 4.5.1).
+        aml.method("_OSC", 4, aml.return_argument(3)),
         aml.named("_PRT", aml.package(*routes)),
     )
 

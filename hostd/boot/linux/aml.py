@@ -19,6 +19,16 @@ def named(name: str, value: bytes) -> bytes:
     return b"\x08" + _name(name) + value
 
 
+def method(name: str, arguments: int, *terms: bytes) -> bytes:
+    """Method (name, arguments, NotSerialized)."""
+    return b"\x14" + _packaged(_name(name) + bytes([arguments]) + b"".join(terms))
+
+
+def return_argument(number: int) -> bytes:
+    """Return (ArgN)."""
+    return bytes([0xA4, 0x68 + number])
+
+
 def package(*elements: bytes) -> bytes:
     return b"\x12" + _packaged(bytes([len(elements)]) + b"".join(elements))
 
