@@ -42,6 +42,8 @@ $b mkdir -p run/hostd
 $b cp /bin/busybox run/hostd/busybox
 [ -e sbin/modprobe ] || $b ln -s /run/hostd/busybox sbin/modprobe
 if [ -n "$out" ]; then
+    # The host's folder is hidden if it lies in what is the machine's own: /run, /dev/shm.
+    $b mkdir -p "/root$out"
     $b mount -t 9p -o $options,cache=mmap out "/root$out" || fail "$out can't be mounted for writing"
 fi
 $b ip link set lo up || echo "lab: no loopback"

@@ -27,8 +27,10 @@ def initramfs(modules_folder: Path) -> Path:
         modules.index(modules_folder, busybox)
     early = modules.load_order(modules_folder, EARLY)
     late = [path for path in modules.load_order(modules_folder, LATE) if path not in early]
-    digest = hashlib.sha256(SCRIPT.read_bytes() + programs.init.name.encode() + str(busybox.stat().st_size).encode())
-    digest.update(f"{modules_folder} {EARLY} {LATE}".encode())
+    # The programs' name is the digest of their sources, the modules' folder has their version in it.
+    digest = hashlib.sha256(f"{programs.init.name} {modules_folder} {EARLY} {LATE}".encode())
+    for path in (SCRIPT, Path(__file__), busybox):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     made = folder / f"{digest.hexdigest()[:32]}.cpio"
     with locked(folder):
         if not made.exists():
