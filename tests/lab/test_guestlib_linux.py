@@ -195,5 +195,4 @@ def test_zz_a_guest_that_is_killed_in_the_middle_is_noticed(cluster: BackgroundC
     print(f"noticed {passed} ms after the last message")
     assert (end, int(count) > 0) == ("gone", True)
     assert int(passed) < 1000
-    with pytest.raises(Exception, match="left"):
-        sender.result()
+    assert sender.exception() is not None  # Its command went with it.
