@@ -79,7 +79,7 @@ def add(name: str, kind: str, key: str, make: Callable[[Path], dict[str, Any]]) 
     """Return the image `name` with that `key`: the one there is, or what `make` writes to the path it is given.
 
     `make` returns what there is to say `about` it. Another image of that name is replaced once the new one is whole;
-    who has the old file open keeps it. Raises ImageStoreError and what `make` raises.
+    its file stays until the next time. Raises ImageStoreError and what `make` raises.
     """
     if not NAME.fullmatch(name):
         raise ImageStoreError(f"{name!r} is no name of an image: letters, digits and ._+-, at most 64")
@@ -98,8 +98,10 @@ def add(name: str, kind: str, key: str, make: Callable[[Path], dict[str, Any]]) 
                 made.write_text(json.dumps(image.describe(), indent=2) + "\n")
         except OSError as error:
             raise ImageStoreError(f"{path}: cannot be written: {error.strerror or error}") from None
-        if old is not None and old.path != path:
-            old.path.unlink(missing_ok=True)
+        # Who has just looked the old one up has it for now: the next but one replaces it.
+        kept = {path, old.path} if old is not None else {path}
+        for file in _files(place, name) - kept:
+            file.unlink(missing_ok=True)
     return image
 
 
@@ -111,8 +113,14 @@ def remove(name: str, kind: str | None = None) -> list[Image]:
     for image in gone:
         with locked(folder(image.kind)):
             (folder(image.kind) / f"{name}.json").unlink(missing_ok=True)
-            image.path.unlink(missing_ok=True)
+            for file in _files(folder(image.kind), name):
+                file.unlink(missing_ok=True)
     return gone
+
+
+def _files(place: Path, name: str) -> set[Path]:
+    """Return the files of the image `name`: its own, and what it replaced."""
+    return {path for path in place.glob(f"{name}.*") if re.fullmatch(r"[0-9a-f]{16}", path.name[len(name) + 1 :])}
 
 
 def _read(path: Path, kind: str) -> Image | None:

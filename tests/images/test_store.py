@@ -17,7 +17,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "hostd/images"
 
 
-def add(name: str, kind: str = "rootfs", key: str = "k1", content: bytes = b"content") -> store.Image:
+def add(name: str, kind: str = "rootfs", key: str = "1" * 64, content: bytes = b"content") -> store.Image:
     def make(path: Path) -> dict[str, object]:
         path.write_bytes(content)
         return {"said": content.decode()}
@@ -55,14 +55,22 @@ def test_an_image_that_is_missing_comes_with_the_command_that_makes_it(name: str
 
 
 def test_the_same_key_is_made_once_and_another_replaces(cache: Path) -> None:
+    add("debian.x")
     first = add("debian")
     assert add("debian", content=b"never written") == first
-    with first.path.open("rb") as held:
-        second = add("debian", key="k2", content=b"other")
-        assert second.path.read_bytes() == b"other"
-        assert held.read() == b"content", "who has the old image open keeps it"
-    assert not first.path.exists()
-    assert files(cache) == {"debian.json", second.path.name}
+    second = add("debian", key="2" * 64, content=b"other")
+    assert second.path.read_bytes() == b"other"
+    assert first.path.read_bytes() == b"content", "who has just looked it up still finds it"
+    third = add("debian", key="3" * 64)
+    assert files(cache) == {
+        "debian.json",
+        third.path.name,
+        second.path.name,
+        "debian.x.json",
+        "debian.x.1111111111111111",
+    }
+    store.remove("debian")
+    assert files(cache) == {"debian.x.json", "debian.x.1111111111111111"}
 
 
 def test_what_fails_in_the_middle_leaves_the_old_image_and_nothing_else(cache: Path) -> None:
@@ -73,7 +81,7 @@ def test_what_fails_in_the_middle_leaves_the_old_image_and_nothing_else(cache: P
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.add("debian", "rootfs", "k2", fail)
+        store.add("debian", "rootfs", "2" * 64, fail)
     assert images.resolve("debian", "rootfs") == first
     assert files(cache) == {"debian.json", first.path.name}
 
@@ -83,7 +91,7 @@ def test_a_disk_that_is_full_is_one_sentence() -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(ImageStoreError, match="cannot be written: No space left on device"):
-        store.add("debian", "rootfs", "k1", fail)
+        store.add("debian", "rootfs", "1" * 64, fail)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", ".hidden", "x" * 65, "a b", "a\n"])
@@ -144,7 +152,7 @@ def test_two_that_make_the_same_image_make_it_once() -> None:
 
     def work() -> None:
         barrier.wait()
-        store.add("debian", "rootfs", "k1", make)
+        store.add("debian", "rootfs", "1" * 64, make)
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:
