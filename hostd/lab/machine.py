@@ -30,6 +30,8 @@ SMALL_PAGES = "transparent_hugepage=madvise"
 """Debian's kernel has "always", with which a guest that touches a page takes 2 MiB: the doctor warns of that"""
 PLAIN = string.ascii_letters + string.digits + "/._-+"
 LEAST_MEMORY = 512 << 20
+LAST_WORDS = 16 << 10
+"""so many bytes of the log's end are searched for the reason: a panic with its trace is shorter"""
 PR_SET_PDEATHSIG = 1
 
 
@@ -42,10 +44,13 @@ class LabMachine:
         self._log = log
 
     def last_words(self) -> str:
-        """Return the last lines of what the kernel and QEMU said, for a message."""
+        """Return why the machine ended, as far as its init or kernel said; else the last lines of all."""
         size = os.fstat(self._log).st_size
-        text = os.pread(self._log, 4096, max(0, size - 4096)).decode(errors="replace")
-        return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-3:])
+        text = os.pread(self._log, LAST_WORDS, max(0, size - LAST_WORDS)).decode(errors="replace")
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        # A panic ends in registers, and a power-off in messages of drivers: neither is the reason.
+        reasons = [line for line in lines if line.startswith("lab: ") or "Kernel panic" in line]
+        return " / ".join((reasons or lines)[-3:])
 
 
 def check(memory: int, cpus: int) -> None:

@@ -8,8 +8,10 @@ import pty
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from hostd.lab import LabError, run
-from hostd.lab.machine import QEMU, _quoted, check
+from hostd.lab.machine import QEMU, LabMachine, _quoted, check
 from hostd.lab.run import default_memory, inside
 
 LAB = [sys.executable, "-m", "hostd.cli", "lab"]
@@ -216,12 +218,19 @@ def test_terminal() -> None:
     assert any("got it" in line for line in lines)
 
 
+@pytest.fixture
+def hidden() -> Iterator[Path]:
+    """A folder of the host in a place where the lab has a file system of its own."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
+
+
 @needs_qemu
 @boots
-def test_second_interrupt_ends_it(tmp_path: Path) -> None:
-    script = 'trap "echo caught" INT; echo ready; while :; do sleep 0.1; done'
+def test_second_interrupt_ends_it(hidden: Path) -> None:
+    script = 'trap "echo caught" INT; echo there > "$0/written"; echo ready; while :; do sleep 0.1; done'
     process = subprocess.Popen(
-        [*LAB, "--memory", "1GiB", "--out", str(tmp_path), "--", "sh", "-c", script],
+        [*LAB, "--memory", "1GiB", "--out", str(hidden), "--", "sh", "-c", script, str(hidden)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
@@ -230,11 +239,12 @@ def test_second_interrupt_ends_it(tmp_path: Path) -> None:
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
+        assert (hidden / "written").read_text() == "there\n"
         process.send_signal(signal.SIGINT)
         assert process.stdout.readline() == "caught\n"
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 130
-        wait_for(lambda: not machines(tmp_path), "QEMU has outlived its lab")
+        wait_for(lambda: not machines(hidden), "QEMU has outlived its lab")
     finally:
         process.kill()
         process.communicate()
@@ -251,6 +261,29 @@ def test_says_what_to_install(monkeypatch, tmp_path: Path) -> None:
 def test_sizes_are_checked(memory: int, cpus: int, complaint: str) -> None:
     with pytest.raises(LabError, match=complaint):
         check(memory, cpus)
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("one\n\ntwo\nthree\nfour\n", "two / three / four"),
+        (
+            "one\nlab: no overlay\n[ 1.0] sd 0: stopping\n[ 1.1] ACPI: sleep\n[ 1.2] reboot: Power down\n",
+            "lab: no overlay",
+        ),
+        (
+            "[ 1.0] Kernel panic - not syncing: Out of memory\n" + "[ 1.1] R13: 0\n" * 99,
+            "[ 1.0] Kernel panic - not syncing: Out of memory",
+        ),
+        ("", ""),
+    ],
+)
+def test_last_words_are_the_reason(log: str, words: str) -> None:
+    with tempfile.TemporaryFile() as file, socket.socket() as agent:
+        file.write(log.encode())
+        file.flush()
+        with subprocess.Popen(["true"]) as process:
+            assert LabMachine(process, agent, file.fileno()).last_words() == words
 
 
 def test_nothing_to_run() -> None:
