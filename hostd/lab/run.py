@@ -69,6 +69,8 @@ def run(
         raise LabError(f"a command that has {timeout:g} seconds can't even start")
     if out is not None:
         out = out.resolve()
+        if out.exists() and not out.is_dir():
+            raise LabError(f"{out}: is no folder; --out takes one, or the name of one to make")
         out.mkdir(parents=True, exist_ok=True)
     variables = inside(os.environ if environment is None else environment)
     cpus = len(os.sched_getaffinity(0)) if cpus is None else cpus

@@ -291,6 +291,8 @@ def test_nothing_to_run() -> None:
         run([])
     with pytest.raises(LabError, match="0 seconds"):
         run(["true"], timeout=0)
+    with pytest.raises(LabError, match="/dev/null: is no folder"):
+        run(["true"], out=Path("/dev/null"))
 
 
 @pytest.mark.parametrize(("available", "memory"), [(64 * GIB, 8 * GIB), (6 * GIB, 3 * GIB), (GIB // 2, GIB // 2)])
