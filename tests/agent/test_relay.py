@@ -62,6 +62,8 @@ def test_what_cannot_be_is_refused_and_the_session_lives(
     office: Office, agent: Agent, frames: bytes, sentence: str
 ) -> None:
     a = BackgroundCluster("c").guests["a"]
+    with open(agent.root / "f", "wb") as large:  # Getting it takes longer than the test.
+        large.truncate(1 << 30)
     other = stream(office)
     other.sendall(pack(Type.EXEC, exec_payload(["cat"])))
     with stream(office) as link:
