@@ -58,6 +58,7 @@ struct port_counters {
     uint64_t frames_out, bytes_out; /* delivered to the port */
     uint64_t drops[DROPS];
     uint64_t wakes;                 /* doorbells rung for the peer */
+    uint64_t missed;                /* frames that the kernel lost before the switch saw them: it looked too seldom */
 };
 
 struct port;
