@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from hostd.cluster import model
+from hostd.cluster import model, networks
 from hostd.cluster.errors import ClusterFileError
+from hostd.cluster.near import near
 from hostd.cluster.overrides import apply_overrides
 from hostd.cluster.schema import (
     LINUX_KEYS,
@@ -30,6 +30,12 @@ from hostd.cluster.schema import (
 FILE_LIMIT = 4 << 20
 UNIKERNEL_MEMORY, LINUX_MEMORY = 16 << 20, 256 << 20
 NAME_RULE = "small letters, digits, - and _, starting with a letter or digit, at most 40"
+NETWORK_NAME_RULE = NAME_RULE.replace("40", "32")
+
+PATTERN_RULES = {
+    "name": NAME_RULE,
+    **dict.fromkeys(("tap", "interface"), "an interface's name, without blank, / and :"),
+}
 
 
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> model.Cluster:
@@ -83,12 +89,12 @@ def _sentence(error: ValidationError) -> str:
     elif kind == "missing":
         problem = "is missing"
     elif "[key]" in first["loc"]:
-        rule = "a variable's name without =" if "env" in path else NAME_RULE
+        rule = {"env": "a variable's name without =", "network": NETWORK_NAME_RULE}.get(path[-2], NAME_RULE)
         problem = f"{given!r} is no valid name; use {rule}"
     elif kind == "literal_error":
         problem = f"{given!r} is not one of {first['ctx']['expected']}"
     elif kind == "string_pattern_mismatch":
-        rule = NAME_RULE if path[-1] == "name" else "text without a zero byte"
+        rule = PATTERN_RULES.get(path[-1], "text without a zero byte")
         problem = f"{given!r} is not allowed; use {rule}"
     elif kind == "value_error":
         problem = str(first["ctx"]["error"])
@@ -100,15 +106,6 @@ def _sentence(error: ValidationError) -> str:
     return f"{key}: {problem}"
 
 
-def near(key: str, known: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the one of `known` that looks like `key`, else what there is."""
-    known = list(known)
-    similar = difflib.get_close_matches(key, known, n=1)
-    if similar:
-        return f"; did you mean {similar[0]}?"
-    return f"; there are {', '.join(known[:12])}{', ...' if len(known) > 12 else ''}" if known else ""
-
-
 def _cluster(file: Path, tables: FileTable, plain: Mapping[str, Any], overrides: tuple[str, ...]) -> model.Cluster:
     name = tables.cluster.name or file.stem
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", name):
@@ -116,13 +113,15 @@ def _cluster(file: Path, tables: FileTable, plain: Mapping[str, Any], overrides:
             f'its own name {name!r} cannot name the cluster; give [cluster] name = "..." ({NAME_RULE})'
         )
     folder = file.parent
+    nets = {n: networks.network(n, table) for n, table in tables.network.items()}
     channels = {n: model.Channel(name=n, **dict(table)) for n, table in tables.channel.items()}
     return model.Cluster(
         name=name,
         path=file,
         regions={n: _region(folder, n, table) for n, table in tables.region.items()},
         channels=channels,
-        guests={n: _guest(folder, n, table) for n, table in tables.guest.items()},
+        guests={n: _guest(folder, n, table, nets) for n, table in tables.guest.items()},
+        networks=nets,
         tables=plain,
         baselines=tuple(tables.bench.baselines),
         check=tuple(tables.check.command) if tables.check else (),
@@ -140,7 +139,7 @@ def _region(folder: Path, name: str, table: RegionTable) -> model.Region:
     return model.Region(name, table.size or 0, backing, file)
 
 
-def _guest(folder: Path, name: str, table: GuestTable) -> model.Guest:
+def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.Network]) -> model.Guest:
     slots = [
         model.Slot(
             name=slot.name or f"slot-{number}",
@@ -170,6 +169,7 @@ def _guest(folder: Path, name: str, table: GuestTable) -> model.Guest:
         slots=tuple(slots),
         log_limit=table.log_limit,
         linux=_linux(folder, name, table),
+        ports=networks.ports(name, table, nets),
     )
 
 
@@ -231,6 +231,7 @@ def _check(cluster: model.Cluster) -> None:
             )
     for guest in cluster.guests.values():
         _check_guest(cluster, guest)
+    networks.check(cluster)
 
 
 def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,51 @@ class Channel:
     max_message: int | None
     lanes: int | None
     """senders of an mpsc or parties of a barrier, if more than the guests that use it"""
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """What leads out of a network: a tap interface that the switch makes, or (`packet`) an interface that is there."""
+
+    kind: str
+    """"tap" or "packet"; as the switch's ports"""
+    interface: str
+    address: IPv4Address | None
+    """the host's own in the network, on the tap"""
+    netns: str | None
+    """name of the network namespace that the interface is in; None: the host's own"""
+
+
+@dataclass(frozen=True)
+class Network:
+    """An Ethernet network with a switch of its own; without a `subnet` its guests have no addresses."""
+
+    name: str
+    subnet: IPv4Network | None
+    mtu: int
+    uplink: Uplink | None
+    gateway: IPv4Address | None
+    """where guests send what is not for the subnet"""
+    nat: bool
+
+
+@dataclass(frozen=True)
+class Port:
+    """What a `[guest.NAME]` says of its port at one network; with `count`, `address` is the first guest's."""
+
+    network: str
+    mac: bytes | None
+    address: IPv4Address | None
+    isolated: bool
+    """exchanges frames with uplinks only"""
+    rate: int
+    """bytes a second into the switch; 0: as it likes"""
+    fixed: bool
+    """sends from its own address only"""
+    queues: int
+    """pairs of virtqueues of a Linux guest's device"""
+    size: int
+    """bytes of each of a unikernel's two rings"""
 
 
 @dataclass(frozen=True)
@@ -126,6 +172,8 @@ class Guest:
     slots: tuple[Slot, ...]
     log_limit: int
     linux: Linux | None = None
+    ports: Mapping[str, Port] = field(default_factory=dict)
+    """its ports by network, in the order of its interfaces"""
 
 
 @dataclass(frozen=True)
@@ -139,6 +187,7 @@ class Cluster:
     guests: Mapping[str, Guest]
     tables: Mapping[str, Any]
     """the file's tables as they were read, overrides applied"""
+    networks: Mapping[str, Network] = field(default_factory=dict)
     baselines: tuple[str, ...] = ()
     check: tuple[str, ...] = ()
     overrides: tuple[str, ...] = field(default=())

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from hostd.cluster.addressing import PlannedPort, assign
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.model import Channel, Cluster, Guest
 
@@ -33,6 +34,8 @@ class PlannedGuest:
     regions: tuple[tuple[str, str], ...]
     """names and accesses ("rw", "ro"), in the order the guest gets them"""
     ends: tuple[End, ...]
+    ports: Mapping[str, PlannedPort] = field(default_factory=dict)
+    """by network, in the order of the guest's interfaces"""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ def _plan(cluster: Cluster) -> Plan:
     members = {guest.name: _members(guest) for guest in cluster.guests.values()}
     _check_names(members)
     order = _order(cluster.guests)
+    ports = assign(cluster, members)
     lanes: dict[tuple[str, str], int] = defaultdict(int)
     guests = {}
     for guest in cluster.guests.values():
@@ -66,7 +70,7 @@ def _plan(cluster: Cluster) -> Plan:
             for channel, role in guest.channels.items():
                 ends.append(End(channel, role, lanes[channel, role]))
                 lanes[channel, role] += 1
-            guests[name] = PlannedGuest(name, guest, after, regions, tuple(ends))
+            guests[name] = PlannedGuest(name, guest, after, regions, tuple(ends), ports[name])
     channels = {name: _counted(channel, lanes) for name, channel in cluster.channels.items()}
     return Plan(cluster, {name: guests[name] for group in order for name in members[group]}, channels)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import AddressValueError, IPv4Address, IPv4Network
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -30,6 +32,46 @@ def _address(value: object) -> int:
     return value
 
 
+def _ipv4(value: object) -> IPv4Address:
+    try:
+        return IPv4Address(value if isinstance(value, str) else "")
+    except AddressValueError:
+        raise ValueError(f'{value!r} is no IPv4 address; write one such as "10.7.0.5"') from None
+
+
+def _subnet(value: object) -> IPv4Network:
+    text = value if isinstance(value, str) else ""
+    try:
+        loose = IPv4Network(text, strict=False)
+    except ValueError:
+        raise ValueError(f'{value!r} is no IPv4 subnet; write one such as "10.7.0.0/24"') from None
+    if "/" not in text:
+        raise ValueError(f'{value!r} says no size; write "{text}/24", for example')
+    if IPv4Address(text.partition("/")[0]) != loose.network_address:
+        raise ValueError(f'{value!r} is an address in a subnet; the subnet is "{loose}"')
+    return loose
+
+
+def _mac(value: object) -> bytes:
+    text = value if isinstance(value, str) else ""
+    if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        raise ValueError(f'{value!r} is no MAC address; write six bytes such as "02:00:00:00:00:01"')
+    mac = bytes.fromhex(text.replace(":", ""))
+    if mac[0] & 1 or not any(mac):
+        raise ValueError(
+            f"{value!r} is {'a group' if mac[0] & 1 else 'nobody'}'s address; a guest needs one of its own"
+        )
+    return mac
+
+
+def _uplink(value: object) -> object:
+    if value == "none":
+        return None
+    if isinstance(value, str):
+        raise ValueError(f'{value!r} is no uplink; use "none", {{ tap = "NAME" }} or {{ interface = "NAME" }}')
+    return value
+
+
 def _list(value: object) -> object:
     return [value] if isinstance(value, str | int) else value
 
@@ -44,6 +86,12 @@ Variable = Annotated[str, StringConstraints(pattern=r"^[^\x00=]+$")]
 GuestPath = Annotated[str, StringConstraints(pattern=r"^/[^\x00]*$", max_length=4000)]
 Texts = Annotated[list[Text], BeforeValidator(_list)]
 Cpu = Annotated[int, Field(ge=0, lt=4096)]
+Ipv4 = Annotated[IPv4Address, BeforeValidator(_ipv4)]
+Subnet = Annotated[IPv4Network, BeforeValidator(_subnet)]
+Mac = Annotated[bytes, BeforeValidator(_mac)]
+# The kernel's limit, IFNAMSIZ, and a name that can be part of "net.NAME.out" (GUEST_NAME_SIZE).
+Interface = Annotated[str, StringConstraints(pattern=r"^[^\x00-\x20/:]+$", max_length=15)]
+NetworkName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=32)]
 
 
 class Table(BaseModel):
@@ -80,6 +128,37 @@ class ChannelTable(Table):
     size: Size = 64 << 10
     max_message: Size | None = None
     lanes: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+
+class UplinkTable(Table):
+    """uplink = { tap = "NAME" } or { interface = "NAME" }"""
+
+    tap: Interface | None = None
+    interface: Interface | None = None
+    address: Ipv4 | None = None
+    netns: Text | None = None
+
+
+class NetworkTable(Table):
+    """[network.NAME]"""
+
+    subnet: Subnet | None = None
+    mtu: Annotated[int, Field(ge=68, le=65535)] = 1500
+    uplink: Annotated[UplinkTable | None, BeforeValidator(_uplink)] = None
+    gateway: Ipv4 | None = None
+    nat: bool = False
+
+
+class PortTable(Table):
+    """[guest.NAME.network.NETWORK]"""
+
+    mac: Mac | None = None
+    address: Ipv4 | None = None
+    isolated: bool = False
+    rate: Size | None = None
+    fixed: bool = True
+    queues: Annotated[int, Field(ge=1, le=8)] = 1
+    size: Size | None = None
 
 
 class SlotTable(Table):
@@ -131,6 +210,8 @@ class GuestTable(Table):
     vcpus: Annotated[int, Field(ge=1, le=8)] = 1
     regions: dict[str, Literal["rw", "ro"]] = {}
     channels: dict[str, Literal["send", "receive", "join"]] = {}
+    networks: Annotated[list[str], BeforeValidator(_list)] = []
+    network: dict[str, PortTable] = {}
     lock: bool = False
     prefault: bool = False
     mergeable: bool = False
@@ -175,6 +256,7 @@ class FileTable(Table):
     cluster: ClusterTable = ClusterTable()
     region: dict[Name, RegionTable] = {}
     channel: dict[Name, ChannelTable] = {}
+    network: dict[NetworkName, NetworkTable] = {}
     guest: dict[Name, GuestTable] = {}
     bench: BenchTable = BenchTable()
     check: CheckTable | None = None
@@ -186,12 +268,19 @@ def known_keys(path: list[str]) -> list[str]:
         "cluster": ClusterTable,
         "region": RegionTable,
         "channel": ChannelTable,
+        "network": NetworkTable,
         "guest": GuestTable,
         "bench": BenchTable,
         "check": CheckTable,
     }
     if not path:
         return list(tables)
-    inner: dict[str, Any] = {"slot": SlotTable, "disk": DiskTable, "root": RootTable}
-    table = inner.get(path[2]) if len(path) > 2 and path[0] == "guest" else tables.get(path[0])
+    inner: dict[tuple[str, str], Any] = {
+        ("guest", "slot"): SlotTable,
+        ("guest", "disk"): DiskTable,
+        ("guest", "root"): RootTable,
+        ("guest", "network"): PortTable,
+        ("network", "uplink"): UplinkTable,
+    }
+    table = inner.get((path[0], path[2])) if len(path) > 2 else tables.get(path[0])
     return list(table.model_fields) if table is not None else []

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hostd.agent.link import AgentError
-from hostd.cluster.file import near
+from hostd.cluster.near import near
 from hostd.control.server import Call, RequestError, Stream
 from hostd.memory import smaps
 from hostd.supervisor.agents import relay
