@@ -82,10 +82,10 @@ def go_to_the_lab() -> None:
     if kind in (KvmKind.UNIKERNEL, KvmKind.FULL) or "HOSTD_LAB" in os.environ:
         return
     print(
-        f"no KVM for guests here ({seen}); the demo goes on in the lab: hostd lab -- python examples/demo.py",
+        f"no KVM for guests here ({seen}); the demo goes on in the lab: hostd lab --cpus 2 -- python examples/demo.py",
         flush=True,
     )
-    os.execv(HOSTD, [HOSTD, "lab", "--", sys.executable, *sys.argv])
+    os.execv(HOSTD, [HOSTD, "lab", "--cpus", "2", "--", sys.executable, *sys.argv])
 
 
 def main() -> None:

@@ -40,14 +40,18 @@ def sources() -> list[Path]:
 
 def compile_guest(output: Path, flags: Sequence[str] = (), link: str = LINK) -> Path:
     """Compile the binary to `output`, which appears whole or not at all; `flags` come last. Raises BuildError."""
+    return compile_static(sources(), output, [*flags, *(f"-I{folder}" for folder in INCLUDES)], link)
+
+
+def compile_static(files: Sequence[Path], output: Path, flags: Sequence[str] = (), link: str = LINK) -> Path:
+    """Compile C files to a static program, which appears whole or not at all. Raises BuildError."""
     compiler = toolchain()
     if compiler is None:
         raise BuildError("no C compiler found; install gcc (apt-get install gcc libc6-dev) or set CC")
     partial = output.with_name(f".{output.name}.{os.getpid()}")
-    includes = [f"-I{folder}" for folder in INCLUDES]
     try:
         done = subprocess.run(
-            [compiler, *COMPILE, *link.split(), *flags, *includes, "-o", str(partial), *map(str, sources())],
+            [compiler, *COMPILE, *link.split(), *flags, "-o", str(partial), *map(str, files)],
             capture_output=True,
             text=True,
             check=False,

@@ -19,6 +19,7 @@ $b mount -t tmpfs -o size=75% top /top
 $b mkdir /top/upper /top/work
 $b mount -t overlay -o lowerdir=/host,upperdir=/top/upper,workdir=/top/work root /root || fail "no overlay"
 for module in /modules/late/*; do $b insmod "$module" || echo "lab: $module does not load"; done
+/steady || echo "lab: the kernel may patch itself"
 
 # What is the machine's own, not the host's.
 for place in dev proc sys; do $b mkdir -p /root/$place; $b mount --move /$place /root/$place; done

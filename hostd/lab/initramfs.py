@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 from guestlib.linux import build
@@ -16,6 +17,7 @@ EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
 LATE = ("kvm_amd", "uio_pci_generic", "tun", "loop")
 """what nobody asks the kernel for before using it; it loads all else when it is asked for it"""
 SCRIPT = Path(__file__).with_name("init.sh")
+STEADY = Path(__file__).with_name("steady.c")
 
 
 def initramfs(modules_folder: Path) -> Path:
@@ -29,24 +31,27 @@ def initramfs(modules_folder: Path) -> Path:
     late = [path for path in modules.load_order(modules_folder, LATE) if path not in early]
     # The programs' name is the digest of their sources, the modules' folder has their version in it.
     digest = hashlib.sha256(f"{programs.init.name} {modules_folder} {EARLY} {LATE}".encode())
-    for path in (SCRIPT, Path(__file__), busybox):
+    for path in (SCRIPT, STEADY, Path(__file__), busybox):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     made = folder / f"{digest.hexdigest()[:32]}.cpio"
     with locked(folder):
         if not made.exists():
+            steady = build.compile_static([STEADY], made.with_suffix(".steady"))
             with appearing(made) as path:
-                path.write_bytes(_archive(programs.agent, busybox, early, late))
+                path.write_bytes(_archive({"agent": programs.agent, "steady": steady}, busybox, early, late))
+            steady.unlink()
     return made
 
 
-def _archive(agent: Path, busybox: Path, early: list[Path], late: list[Path]) -> bytes:
+def _archive(programs: Mapping[str, Path], busybox: Path, early: list[Path], late: list[Path]) -> bytes:
     archive = Archive()
     for name in ("bin", "dev", "proc", "sys", "run", "modules", "modules/early", "modules/late", "host", "top", "root"):
         archive.directory(name)
     archive.node("dev/console", stat.S_IFCHR | 0o600, 5, 1)
     archive.file("bin/busybox", busybox.read_bytes(), 0o755)
     archive.symlink("bin/sh", "busybox")
-    archive.file("agent", agent.read_bytes(), 0o755)
+    for name, program in programs.items():
+        archive.file(name, program.read_bytes(), 0o755)
     archive.file("init", SCRIPT.read_bytes(), 0o755)
     for folder, files in (("early", early), ("late", late)):
         for number, path in enumerate(files):

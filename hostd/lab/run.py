@@ -47,7 +47,7 @@ def run(
     command: Sequence[str],
     *,
     memory: int | None = None,
-    cpus: int | None = None,
+    cpus: int = 1,
     out: Path | None = None,
     timeout: float | None = None,
     environment: Mapping[str, str] | None = None,
@@ -57,7 +57,8 @@ def run(
 
     It is joined to this terminal, or these pipes.
 
-    `memory` in bytes (default: half of what is available, 8 GiB at most); `cpus`: as many as this host may use; `out`:
+    `memory` in bytes (default: half of what is available, 8 GiB at most); `cpus`: more are faster, and not
+    to be trusted with long work (docs/lab.md); `out`:
     a folder that really is written; `timeout` in seconds, after which the lab is ended and the code is 124; `verbose`:
     show what the lab's kernel says. Raises LabError, and what fetching its kernel can raise.
     """
@@ -73,7 +74,6 @@ def run(
             raise LabError(f"{out}: is no folder; --out takes one, or the name of one to make")
         out.mkdir(parents=True, exist_ok=True)
     variables = inside(os.environ if environment is None else environment)
-    cpus = len(os.sched_getaffinity(0)) if cpus is None else cpus
     with _signals_raise(), machine(memory or default_memory(), cpus, out, verbose=verbose) as made:
         return asyncio.run(_run(made, command, variables, timeout))
 

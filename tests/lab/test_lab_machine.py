@@ -27,6 +27,13 @@ def test_kvm_is_a_real_one() -> None:
         )
 
 
+def test_a_machine_of_each_kind_is_kept_so_that_no_static_key_changes() -> None:
+    [process] = [path for path in Path("/proc").glob("[0-9]*") if (path / "comm").read_text().strip() == "steady"]
+    held = [os.readlink(link) for link in (process / "fd").iterdir()]
+    assert held.count("anon_inode:kvm-vm") == 2
+    assert sum(link.startswith("anon_inode:kvm-vcpu") for link in held) == 2
+
+
 @pytest.mark.parametrize(
     "module",
     [
