@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 MODULES = (
     "virtio_pci",
     "virtio_console",
+    "virtio_net",
     "virtio_blk",
     "virtio_pmem",
     "nd_pmem",
@@ -43,7 +44,7 @@ APPLETS = (
     "time timeout top touch tr true tty umount uname uniq uptime vi wc which xargs yes zcat"
 ).split()
 FOLDERS = ("bin", "dev", "etc", "lib", "lib/modules", "proc", "root", "run", "sys", "tmp", "usr", "usr/bin")
-FORMAT = 1
+FORMAT = 2
 """to be counted up when what is below changes what is in an initramfs"""
 
 
@@ -106,6 +107,8 @@ def _archive(programs: build.Binaries, busybox: Path, files: Sequence[Path], mod
         archive.symlink(f"bin/{applet}", "busybox")
     archive.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     archive.file("etc/group", b"root:x:0:\n")
+    # A name that stands in the hosts file is not to wait for a name server that isn't there.
+    archive.file("etc/nsswitch.conf", b"hosts: files dns\n")
     order = []
     if modules_folder is not None:
         archive.directory(f"lib/modules/{modules_folder.name}")

@@ -56,7 +56,7 @@ class Fleet:
         """the sentence of the first guest that could not be started"""
         self.warm: WarmLink | None = None
         self.agents = Agents(directory)
-        self._cluster = plan.cluster.name
+        self._plan = plan
         self._boots = boots
         self._files: dict[tuple[str, str], int] = {}
         self._directory = directory
@@ -132,7 +132,7 @@ class Fleet:
             run.plan,
             self._regions,
             self._boots[run.plan.group.name],
-            cluster=self._cluster,
+            cluster=self._plan.cluster.name,
             directory=self._directory.path,
             foreground=self.foreground,
         )
@@ -144,7 +144,7 @@ class Fleet:
         from hostd.supervisor.handover import archive
 
         root = self._boots[run.plan.group.name].description["root"]
-        return [archive(run.plan, self._regions, self._cluster, root, self.runs)]
+        return [archive(run.plan, self._regions, self._plan.cluster.name, root, self._plan.guests)]
 
     def _file(self, path: str, access: str) -> int:
         if (path, access) not in self._files:

@@ -1,4 +1,5 @@
-"""The small archive that a Linux guest gets behind its initrd: name, command, channels and files, as files in /hostd.
+"""The small archive that a Linux guest gets behind its initrd: name, command, channels, networks and files, as files
+in /hostd.
 
 Its contents are in docs/linux-guest.md. No JSON: the guest's init reads it in C, its scripts in sh, its programs in
 Python.
@@ -7,7 +8,7 @@ Python.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 from hostd.boot.linux.layout import PCI_FIRST_SLOT
 from hostd.cluster.plan import PlannedGuest
@@ -15,10 +16,10 @@ from hostd.images.cpio import Archive
 from hostd.supervisor.regions import Regions
 
 
-def archive(guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Iterable[str]) -> int:
+def archive(guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Mapping[str, PlannedGuest]) -> int:
     """Return a memfd that holds the archive of `guest`; the caller closes it. Raises OSError.
 
-    `root` says where the guest's init finds its root (`linux_boot.root_line`), `guests` names all of the cluster's.
+    `root` says where the guest's init finds its root (`linux_boot.root_line`), `guests` are all of the cluster's.
     """
     descriptor = os.memfd_create(f"hostd-{guest.name}", os.MFD_CLOEXEC)
     try:
@@ -30,7 +31,9 @@ def archive(guest: PlannedGuest, regions: Regions, cluster: str, root: str, gues
     return descriptor
 
 
-def _contents(guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Iterable[str]) -> bytes:
+def _contents(
+    guest: PlannedGuest, regions: Regions, cluster: str, root: str, guests: Mapping[str, PlannedGuest]
+) -> bytes:
     linux = guest.group.linux
     assert linux is not None
     made = Archive()
@@ -42,7 +45,8 @@ def _contents(guest: PlannedGuest, regions: Regions, cluster: str, root: str, gu
         "init": f"{linux.init}\n" if linux.init else "",
         "command": "".join(f"{word}\0" for word in linux.command),
         "env": "".join(f"{name}={value}\0" for name, value in guest.group.env.items()),
-        "hosts": f"127.0.0.1 localhost {guest.name}\n",
+        "hosts": hosts(guest, guests),
+        "networks": "".join(_network_lines(guest)),
         "regions": "".join(_region_lines(guest, regions)),
         "channels": "".join(_channel_lines(guest, regions)),
     }
@@ -56,6 +60,35 @@ def _contents(guest: PlannedGuest, regions: Regions, cluster: str, root: str, gu
             made.directory("/".join(["hostd/files", *parts[:depth]]))
         made.file("/".join(["hostd/files", *parts]), outside.read_bytes(), outside.stat().st_mode & 0o777)
     return made.finish()
+
+
+def hosts(guest: PlannedGuest, guests: Mapping[str, PlannedGuest]) -> str:
+    """Return the lines of /etc/hosts in `guest`: itself, and all `guests` of its networks.
+
+    Each is NAME.NETWORK at its address there, and NAME at the first network, in this guest's order, that both are on.
+    """
+    named: set[str] = set()
+    lines = []
+    for network, own in guest.ports.items():
+        others = [other for other in guests.values() if network in other.ports and other.name != guest.name]
+        for other in (guest, *others) if own.address is not None else ():
+            short = "" if other.name in named else f" {other.name}"
+            named.add(other.name)
+            lines.append(f"{other.ports[network].address}{short} {other.name}.{network}\n")
+    loopback = "127.0.0.1 localhost" + ("" if guest.name in named else f" {guest.name}")
+    return "".join([f"{loopback}\n", *lines])
+
+
+def _network_lines(guest: PlannedGuest) -> list[str]:
+    routed = next((name for name, port in guest.ports.items() if port.gateway is not None), None)
+    lines = []
+    for name, port in guest.ports.items():
+        subnet = port.network.subnet
+        address = "-" if subnet is None else f"{port.address}/{subnet.prefixlen}"
+        # One default route: two would be as good as none that anybody could tell.
+        gateway = port.gateway if name == routed else "-"
+        lines.append(f"{name} {port.mac_text} {address} {port.network.mtu} {gateway}\n")
+    return lines
 
 
 def _region_lines(guest: PlannedGuest, regions: Regions) -> list[str]:

@@ -25,3 +25,12 @@ def compile_fuzzer(output: Path) -> Path:
     includes = [f"-I{folder}" for folder in (*INCLUDES, SOURCES)]
     subprocess.run([compiler, *COMPILE, *SANITIZERS.split(), *includes, "-o", output, *parts], check=True)
     return output
+
+
+def compile_network(output: Path) -> Path:
+    """Compile what sets a guest's networks up, with a main of its own."""
+    compiler = toolchain()
+    assert compiler
+    parts = [Path(__file__).resolve().parent / "network_main.c", SOURCES / "network.c", SOURCES / "text.c"]
+    subprocess.run([compiler, *COMPILE, *SANITIZERS.split(), f"-I{SOURCES}", "-o", output, *parts], check=True)
+    return output

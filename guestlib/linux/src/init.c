@@ -188,5 +188,6 @@ int init_main(void) {
     mount_comforts();
     set_names();
     raise_loopback();
+    raise_networks(HOSTD_RUN "/networks");
     become_next();
 }

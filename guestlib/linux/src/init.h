@@ -18,6 +18,10 @@ int mount_root(const char *target);
 int enter_root(const char *target);
 void free_initramfs(int old);
 
+/* network.c: gives the interfaces that the file at `path` names (docs/linux-guest.md) their addresses and routes, and brings
+ * them up. What can't be done is told of, no more. */
+void raise_networks(const char *path);
+
 /* tree.c: copies a directory's content into another, over what is there; files that exist are replaced. 0 or -errno with
  * *where set to a path in static memory. */
 int copy_tree(const char *from, const char *to, const char **where);
