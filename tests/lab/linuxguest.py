@@ -17,7 +17,8 @@ from hostd.images.modules import load_order, plain
 from hostd.vmm.linux import LinuxGuest
 
 MIB = 1 << 20
-MODULES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "nd_pmem", "virtio_pmem", "virtio_balloon")
+DEVICES = ("virtio_pci", "virtio_blk", "virtio_rng", "virtio_console", "nd_pmem", "virtio_pmem", "virtio_balloon")
+MODULES = (*DEVICES, "crc32c_generic", "ext4")
 INIT = """#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin

@@ -138,7 +138,7 @@ def test_the_region_is_mapped_cached_where_the_guests_type_counts(start: Any) ->
         "region = guestlib.attach().region('link')\n"
         "start = (region.device.folder / 'resource').read_text().splitlines()[2].split()[0]\n"
         "listed = pathlib.Path('/sys/kernel/debug/x86/pat_memtype_list').read_text()\n"
-        "print([l.split()[0] for l in listed.splitlines() if f'{int(start, 16):x}-' in l.replace('0x', '')])\n"
+        "print([l.split()[-1] for l in listed.splitlines() if f'{int(start, 16):x}-' in l.replace('0x', '')])\n"
         "print('AuthenticAMD' in pathlib.Path('/proc/cpuinfo').read_text())\n"
     )
     done = start("left", "python3", "-c", program).result()
