@@ -1,4 +1,4 @@
-"""The memory of a region: POSIX shared memory, huge pages or a file, reserved so that it can't run out later."""
+"""The memory of a region: POSIX shared memory, huge pages, file or memfd, reserved so that it can't run out later."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ def make(name: str, backing: Backing, size: int, reserve: int) -> int:
         fd = _posix(name)
     elif backing == "hugetlb":
         fd = _huge(name)
+    elif backing == "memfd":
+        fd = os.memfd_create(name.replace("/", "."), os.MFD_CLOEXEC)
     elif isinstance(backing, os.PathLike):
         fd = _file(name, backing)
     else:
-        raise ShmError(f"region {name}: backing {backing!r} is not 'shm', 'hugetlb' or a path")
+        raise ShmError(f"region {name}: backing {backing!r} is not 'shm', 'hugetlb', 'memfd' or a path")
     if backing == "hugetlb":
         reserve = size
     try:
@@ -72,7 +74,7 @@ def take(name: str, fd: int) -> int:
 
 
 def _place(backing: Backing) -> str:
-    return {"shm": "/dev/shm", "hugetlb": "huge pages"}.get(str(backing), str(backing))
+    return {"shm": "/dev/shm", "hugetlb": "huge pages", "memfd": "memory"}.get(str(backing), str(backing))
 
 
 def _reason(error: OSError, backing: Backing) -> str:
@@ -85,7 +87,7 @@ def _reason(error: OSError, backing: Backing) -> str:
 
 def _check_room(name: str, backing: Backing, fd: int, size: int) -> None:
     """The data area takes its memory later: then a full file system would be a SIGBUS, so it is met here."""
-    if backing == "hugetlb":
+    if backing in ("hugetlb", "memfd"):
         return
     room = os.fstatvfs(fd)
     free = room.f_bavail * room.f_frsize

@@ -96,11 +96,13 @@ class Region:
     ) -> Region:
         """Make a region with `size` bytes of data behind its channels; closing it removes it.
 
-        `backing`: "shm" (POSIX shared memory), "hugetlb" (2 MiB pages), or a file's path. `serve`: let other processes
-        join it by name, from a thread. `spare_bells`: so many more bells, behind the channels', for the owner's use.
+        `backing`: "shm" (POSIX shared memory), "hugetlb" (2 MiB pages), a file's path, or "memfd" (without a name, it is
+        handed on as descriptors). `serve`: let other processes join it by name, from a thread. `spare_bells`: so many
+        more bells, behind the channels', for the owner's use.
         Header and channels are reserved now, data as it is touched. Raises ShmError.
         """
-        naming.flat_name(name)
+        if serve or backing != "memfd":
+            naming.flat_name(name)
         fenced = lib.end_register() != 0  # No heavy barrier on this kernel: whoever rings has to fence.
         page = memory.page_size(backing)
         parts = layout.lay_out(channels, size, page=page, fenced=fenced, spare_bells=spare_bells)

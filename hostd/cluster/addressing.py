@@ -20,6 +20,7 @@ PORTS = 1024
 class PlannedPort:
     """One guest's port on a network; its name on the switch is the guest's."""
 
+    guest: str
     network: Network
     group: Port
     mac: bytes
@@ -29,6 +30,11 @@ class PlannedPort:
     def mac_text(self) -> str:
         """Return the MAC as it is written: "02:00:00:00:00:01"."""
         return self.mac.hex(":")
+
+    @property
+    def region(self) -> str:
+        """Return the name of the region with a unikernel's rings."""
+        return f"net.{self.network.name}.{self.guest}"
 
     @property
     def gateway(self) -> IPv4Address | None:
@@ -65,7 +71,7 @@ def assign(cluster: Cluster, members: Mapping[str, Sequence[str]]) -> dict[str, 
         for group, names in on_it.items():
             for name in names:
                 port = cluster.guests[group].ports[network.name]
-                ports[name][network.name] = PlannedPort(network, port, macs[name], addresses.get(name))
+                ports[name][network.name] = PlannedPort(name, network, port, macs[name], addresses.get(name))
     # In the guest's order, which is that of its interfaces.
     return {
         name: {network: ports[name][network] for network in cluster.guests[group].ports}

@@ -17,13 +17,17 @@ class Region:
     """Named shared memory.
 
     Either `file` is given (raw: the file's own bytes, no header), or hostd makes it on `backing`: "shm",
-    "hugetlb" or a path. `size` is the data area behind the channels, in bytes.
+    "hugetlb", a path, or, if `private`, "memfd". `size` is the data area behind the channels, in bytes.
     """
 
     name: str
     size: int
     backing: str | Path
     file: Path | None
+    private: bool = False
+    """one guest's port's and a switch's: nobody joins it by name"""
+    label: str = ""
+    """what its guest knows it by, if not by `name`"""
 
     @property
     def raw(self) -> bool:
@@ -41,6 +45,10 @@ class Channel:
     max_message: int | None
     lanes: int | None
     """senders of an mpsc or parties of a barrier, if more than the guests that use it"""
+    label: str = ""
+    """what its guests know it by, if not by `name`"""
+    inner: str = ""
+    """what it is called in its region, if not `name`"""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""From a cluster file to what is started: guests by `count`, their order, the ends of channels."""
+"""From a cluster file to what is started: guests by `count`, their order, the ends of channels, ports on networks."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from dataclasses import dataclass, field
 
 from hostd.cluster.addressing import PlannedPort, assign
 from hostd.cluster.errors import ClusterFileError
-from hostd.cluster.model import Channel, Cluster, Guest
+from hostd.cluster.model import Channel, Cluster, Guest, Region
+from hostd.cluster.networks import message_size
 
 SENDER_LIMIT = {"spsc": 1, "broadcast": 1}
 RECEIVER_LIMIT = {"spsc": 1, "mpsc": 1}
+PORT_ROLES = {"out": "send", "in": "receive"}
+"""the channels of a ring port, and what its guest does there"""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,15 @@ class PlannedGuest:
 
 @dataclass(frozen=True)
 class Plan:
-    """All guests, each behind those it starts after, and the channels with their lanes counted."""
+    """All guests, each behind those it starts after, and the channels with their lanes counted.
+
+    `regions` and `channels` are the file's and, behind them, those of unikernels' ports on networks.
+    """
 
     cluster: Cluster
     guests: Mapping[str, PlannedGuest]
     channels: Mapping[str, Channel]
+    regions: Mapping[str, Region]
 
 
 def plan(cluster: Cluster) -> Plan:
@@ -70,9 +77,26 @@ def _plan(cluster: Cluster) -> Plan:
             for channel, role in guest.channels.items():
                 ends.append(End(channel, role, lanes[channel, role]))
                 lanes[channel, role] += 1
-            guests[name] = PlannedGuest(name, guest, after, regions, tuple(ends), ports[name])
+            ringed = ports[name].values() if guest.linux is None else ()
+            ends += [End(f"{port.region}.{way}", role, 0) for port in ringed for way, role in PORT_ROLES.items()]
+            own = tuple((port.region, "rw") for port in ringed)
+            guests[name] = PlannedGuest(name, guest, after, regions + own, tuple(ends), ports[name])
     channels = {name: _counted(channel, lanes) for name, channel in cluster.channels.items()}
-    return Plan(cluster, {name: guests[name] for group in order for name in members[group]}, channels)
+    ordered = {name: guests[name] for group in order for name in members[group]}
+    rings = [port for guest in ordered.values() if guest.group.linux is None for port in guest.ports.values()]
+    channels |= {channel.name: channel for port in rings for channel in _rings(port)}
+    return Plan(cluster, ordered, channels, {**cluster.regions, **{port.region: _ring_region(port) for port in rings}})
+
+
+def _ring_region(port: PlannedPort) -> Region:
+    return Region(port.region, 0, "memfd", None, private=True, label=f"net.{port.network.name}")
+
+
+def _rings(port: PlannedPort) -> list[Channel]:
+    """Return the channels of a ring port: `out`, from the guest to the switch, and `in`."""
+    network, most = port.network.name, message_size(port.network.mtu)
+    place = port.region, "spsc", port.group.size, most, 1
+    return [Channel(f"{port.region}.{way}", *place, label=f"net.{network}.{way}", inner=way) for way in PORT_ROLES]
 
 
 def _members(guest: Guest) -> list[str]:

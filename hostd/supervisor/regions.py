@@ -13,7 +13,7 @@ from typing import Any
 import shm
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.model import Channel, Region
-from hostd.cluster.plan import Plan, PlannedGuest
+from hostd.cluster.plan import End, Plan, PlannedGuest
 from shm.broker import Broker
 
 PAGE = 4096
@@ -38,15 +38,15 @@ class Regions:
     def cleanup(self) -> list[str]:
         """Return what is left if nobody closes the regions, for `sweep`: known before the first is made."""
         items = []
-        for region in self._plan.cluster.regions.values():
-            if not region.raw:
+        for region in self._plan.regions.values():
+            if not region.raw and not region.private:
                 name = self._full_name(region.name)
                 items += shm.leftovers(name, backing=region.backing)
         return items
 
     def create(self) -> None:
         """Make the regions and serve them. Raises shm.ShmError, OSError, ClusterFileError (an unmappable file)."""
-        for region in self._plan.cluster.regions.values():
+        for region in self._plan.regions.values():
             if region.raw:
                 self._open_file(region)
             else:
@@ -58,7 +58,7 @@ class Regions:
 
         `found` has, by name, memory and bells by number, `counts` how many bells there are; what isn't found is made.
         """
-        for region in self._plan.cluster.regions.values():
+        for region in self._plan.regions.values():
             if region.raw:
                 self._open_file(region)
             elif region.name in found:
@@ -70,7 +70,8 @@ class Regions:
                     name, descriptor, bells, self._specs(region.name), backing=region.backing
                 )
             else:
-                shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
+                if not region.private:
+                    shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
                 self._make(region)
         self._serve()
 
@@ -102,7 +103,7 @@ class Regions:
     def _specs(self, region: str) -> list[shm.ChannelSpec]:
         return [
             shm.ChannelSpec(
-                channel.name,
+                channel.inner or channel.name,
                 kind=channel.kind,
                 size=channel.size,
                 max_message=channel.max_message,
@@ -139,6 +140,8 @@ class Regions:
     def _serve(self) -> None:
         self._broker = Broker()
         for name, region in self._made.items():
+            if self._plan.regions[name].private:
+                continue
             ends = [
                 (end.channel, end.role, end.lane)
                 for guest in self._plan.guests.values()
@@ -160,10 +163,10 @@ class Regions:
 
     def describe(self, guest: PlannedGuest) -> list[dict[str, Any]]:
         """Return the regions of a guest's spec."""
-        regions = self._plan.cluster.regions
+        regions = self._plan.regions
         return [
             {
-                "name": name,
+                "name": regions[name].label or name,
                 "size": self._sizes[name] if regions[name].raw else self._made[name].size,
                 "access": access,
                 "raw": regions[name].raw,
@@ -178,11 +181,10 @@ class Regions:
         names = [name for name, _ in guest.regions]
         channels = []
         for end in guest.ends:
-            region = self._plan.channels[end.channel].region
-            info = self._made[region].channels[end.channel]
+            region, info = self._found(end)
             channels.append(
                 {
-                    "name": end.channel,
+                    "name": self._plan.channels[end.channel].label or end.channel,
                     "region": names.index(region),
                     "kind": info.kind,
                     "role": end.role,
@@ -198,6 +200,11 @@ class Regions:
             )
         return channels
 
+    def _found(self, end: End) -> tuple[str, shm.ChannelInfo]:
+        """Return the region that an end's channel lies in, and where."""
+        channel = self._plan.channels[end.channel]
+        return channel.region, self._made[channel.region].channels[channel.inner or channel.name]
+
     def bells(self, guest: PlannedGuest) -> list[tuple[str, int]]:
         """Return the bells a guest gets, as region and number in it, in order."""
         if guest.group.linux is not None:
@@ -205,8 +212,7 @@ class Regions:
             return [(name, number) for name, region in made for number in range(len(region.bells))]
         bells: dict[tuple[str, int], None] = {}
         for end in guest.ends:
-            region = self._plan.channels[end.channel].region
-            info = self._made[region].channels[end.channel]
+            region, info = self._found(end)
             bells[region, info.data_bell] = bells[region, info.space_bell] = None
         return list(bells)
 
@@ -268,16 +274,16 @@ class Regions:
     def mark_gone(self, guest: PlannedGuest) -> None:
         """Tell the peers of a guest that ended: its ends are gone, unless it closed them itself."""
         for end in guest.ends:
-            region = self._made[self._plan.channels[end.channel].region]
+            region, info = self._found(end)
             with contextlib.suppress(shm.ShmError):  # A damaged header is its readers' to report.
-                region.mark_gone(end.channel, role=end.role, lane=end.lane)
+                self._made[region].mark_gone(info.name, role=end.role, lane=end.lane)
 
     def mark_fresh(self, guest: PlannedGuest) -> None:
         """Make the ends of a guest that is started again usable."""
         for end in guest.ends:
-            region = self._made[self._plan.channels[end.channel].region]
+            region, info = self._found(end)
             with contextlib.suppress(shm.ShmError):
-                region.mark_fresh(end.channel, role=end.role, lane=end.lane)
+                self._made[region].mark_fresh(info.name, role=end.role, lane=end.lane)
 
     def summary(self) -> dict[str, Any]:
         """Return name, size and channels of each region, for `inspect`."""

@@ -91,3 +91,31 @@ def test_lanes_leave_room_for_host_processes(tmp_path: pathlib.Path) -> None:
     assert planned(tmp_path, f'kind = "barrier"\nlanes = 6\n{guests}').channels["c"].lanes == 6
     with pytest.raises(ClusterFileError, match=r"channel\.c\.lanes: 3 is fewer than the 4 guests"):
         planned(tmp_path, f'kind = "barrier"\nlanes = 3\n{guests}')
+
+
+def test_a_unikernels_port_is_a_private_region_with_two_rings(tmp_path: pathlib.Path) -> None:
+    made = planned(
+        tmp_path,
+        """
+        [network.lan]
+        mtu = 9000
+        [guest.u]
+        image = "w"
+        count = 1
+        channels = { c = "send" }
+        networks = ["lan"]
+        [guest.linux]
+        kernel = "k"
+        networks = ["lan"]
+        """,
+    )
+    guest = made.guests["u-0"]
+    assert guest.regions == (("r", "rw"), ("net.lan.u-0", "rw"))
+    assert guest.ends[1:] == (End("net.lan.u-0.out", "send", 0), End("net.lan.u-0.in", "receive", 0))
+    region = made.regions["net.lan.u-0"]
+    assert (region.label, region.private, region.backing) == ("net.lan", True, "memfd")
+    out = made.channels["net.lan.u-0.out"]
+    assert (out.region, out.label, out.inner, out.max_message) == ("net.lan.u-0", "net.lan.out", "out", 12 + 9000 + 18)
+    assert out.size >= 16 * out.max_message
+    assert made.guests["linux"].regions == (), "its device is another"
+    assert list(made.regions) == ["r", "s", "net.lan.u-0"]

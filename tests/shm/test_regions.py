@@ -246,6 +246,20 @@ def test_a_region_of_huge_pages(name: str) -> None:
                 pages.write_text(str(before))
 
 
+def test_a_region_without_a_name(runtime: Path) -> None:
+    """It is handed on as descriptors, of which one who takes it over makes the same region."""
+    before = set(os.listdir("/dev/shm"))
+    region = shm.Region.create("me/net.lan.a", channels=CHANNELS, backing="memfd", serve=False)
+    with region, region.sender("words") as words:
+        words.send(b"hello")
+        assert set(os.listdir("/dev/shm")) == before
+        held = [os.dup(fd) for fd in (region.fd, *region.bells)]
+        with shm.Region.adopt("me/net.lan.a", held[0], held[1:], CHANNELS, backing="memfd") as taken:
+            assert taken.receiver("words").recv(timeout=5) == b"hello"
+    with pytest.raises(shm.ShmError, match="region name"):
+        shm.Region.create("me/net.lan.a", backing="memfd")
+
+
 def test_a_region_in_a_file(name: str, tmp_path: Path) -> None:
     path = tmp_path / "region"
     with shm.Region.create(name, size=100, channels=CHANNELS, backing=path, serve=False) as region:
