@@ -96,9 +96,9 @@ class Region:
     ) -> Region:
         """Make a region with `size` bytes of data behind its channels; closing it removes it.
 
-        `backing`: "shm" (POSIX shared memory), "hugetlb" (2 MiB pages), a file's path, or "memfd" (without a name, it is
-        handed on as descriptors). `serve`: let other processes join it by name, from a thread. `spare_bells`: so many
-        more bells, behind the channels', for the owner's use.
+        `backing`: "shm" (POSIX shared memory), "hugetlb" (2 MiB pages), a file's path, or "memfd" (no name; handed on
+        as descriptors). `serve`: let other processes join it by name, from a thread. `spare_bells`: so many more bells,
+        behind the channels', for the owner's use.
         Header and channels are reserved now, data as it is touched. Raises ShmError.
         """
         if serve or backing != "memfd":
