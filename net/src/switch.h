@@ -35,6 +35,8 @@ void switch_stop(struct net_switch *sw);
 /* For those who change ports from another thread. The forwarding thread lets them in within a round. */
 void switch_lock(struct net_switch *sw);
 void switch_unlock(struct net_switch *sw);
+/* As switch_lock, but waits `ns` at most: 0 or -ETIMEDOUT. For a thread of a port's own, which the port's close waits for. */
+int switch_lock_within(struct net_switch *sw, int64_t ns);
 
 /* All below: under the lock, or before switch_run. */
 
