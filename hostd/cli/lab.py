@@ -16,7 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory", metavar="SIZE", help="of the machine (default: half of what is available, 8GiB at most)"
     )
-    parser.add_argument("--cpus", type=int, metavar="N", default=1, help="of the machine (default: 1; more are not to be trusted)")
+    parser.add_argument("--cpus", type=int, metavar="N", default=1, help="of the machine (default: 1; see docs/lab.md)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder that really is written, at the same path")
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="end it after so long, with exit code 124")
     parser.add_argument("--verbose", action="store_true", help="show what its kernel says as it boots")
