@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define GUEST_ABI_MAGIC 0x74736f68 /* "host" */
-#define GUEST_ABI_VERSION 1
+#define GUEST_ABI_VERSION 2
 
 /* Ports. */
 #define GUEST_PORT_FAULT 0xf4      /* 8-bit: exception vector; written by the ring-0 stubs. */
@@ -97,6 +97,27 @@ struct guest_channel {
     uint32_t reserved;
 };
 
+/* Another guest of a network. */
+struct guest_host {
+    struct guest_span name;        /* zero-terminated */
+    uint32_t address;              /* IPv4, as a number: 10.0.0.1 is 0x0a000001 */
+    uint32_t reserved;
+};
+
+/* This guest's port on a network: two rings of frames, and what it is called there. */
+struct guest_network {
+    char name[48];
+    uint8_t mac[6];
+    uint16_t prefix;               /* bits of the subnet; 0 without an address */
+    uint32_t address;              /* IPv4; 0: none */
+    uint32_t gateway;              /* IPv4, in the subnet; 0: none */
+    uint32_t mtu;                  /* bytes behind the Ethernet header */
+    uint32_t region;               /* index in the regions' table */
+    uint32_t out;                  /* indices in the channels' table: frames to the network, */
+    uint32_t in;                   /* and from it */
+    struct guest_span hosts;       /* count of struct guest_host: the others with an address there */
+};
+
 struct guest_range {
     uint64_t address;
     uint64_t size;
@@ -119,6 +140,7 @@ struct guest_info {
     struct guest_span heap;        /* count of struct guest_range: RAM free for the program's own use */
     struct guest_span regions;     /* count of struct guest_region */
     struct guest_span channels;    /* count of struct guest_channel */
+    struct guest_span networks;    /* count of struct guest_network */
 };
 
 #endif

@@ -6,41 +6,18 @@ from typing import Any
 
 from hostd.boot._abi import ffi, lib
 from hostd.boot.address_map import AddressMap
+from hostd.boot.area import InfoArea
 from hostd.boot.errors import ImageError
+from hostd.boot.networks import networks
 
 KINDS: dict[str, int] = {"spsc": 0, "mpsc": 1, "broadcast": 2, "barrier": 3}
 ROLES = {"send": lib.GUEST_ROLE_SEND, "receive": lib.GUEST_ROLE_RECEIVE, "join": lib.GUEST_ROLE_JOIN}
 
 
-class InfoArea:
-    """Bytes of the info area, growing from struct guest_info at its start."""
-
-    def __init__(self) -> None:
-        self.bytes = bytearray(ffi.sizeof("struct guest_info"))
-
-    def append(self, data: bytes) -> int:
-        """Add `data` 8-byte aligned; return its offset."""
-        self.bytes += bytes(-len(self.bytes) % 8)
-        offset = len(self.bytes)
-        self.bytes += data
-        return offset
-
-    def text(self, value: str) -> dict[str, int]:
-        data = value.encode()
-        return {"offset": self.append(data + b"\0"), "size": len(data)}
-
-    def texts(self, values: list[str]) -> dict[str, int]:
-        return self.table("struct guest_span", [self.text(value) for value in values])
-
-    def table(self, item: str, items: list[dict[str, Any]]) -> dict[str, int]:
-        array = ffi.new(f"{item}[]", items)
-        return {"offset": self.append(bytes(ffi.buffer(array))), "size": len(items)}
-
-
 def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path: str) -> bytes:
     """Return the info area for the guest that `spec` describes.
 
-    Raises ImageError when arguments, environment, regions and channels together outgrow it.
+    Raises ImageError when all it tells together outgrows it, and for a network whose rings are missing.
     """
     area = InfoArea()
     head: dict[str, Any] = {
@@ -59,12 +36,13 @@ def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path
         "heap": area.table("struct guest_range", [_range(s.start, s.size) for s in places.heap]),
         "regions": area.table("struct guest_region", _regions(spec["regions"], places)),
         "channels": area.table("struct guest_channel", [_channel(c) for c in spec["channels"]]),
+        "networks": area.table("struct guest_network", networks(area, spec)),
     }
     head["size"] = len(area.bytes)
     if len(area.bytes) > lib.GUEST_INFO_SIZE:
         raise ImageError(
-            f"guest {spec['name']}: its arguments, environment, regions and channels take {len(area.bytes)} bytes, "
-            f"more than the info area's {lib.GUEST_INFO_SIZE}; give it fewer"
+            f"guest {spec['name']}: its arguments, environment, regions, channels and networks take "
+            f"{len(area.bytes)} bytes, more than the info area's {lib.GUEST_INFO_SIZE}; give it fewer"
         )
     info = ffi.new("struct guest_info *", head)
     area.bytes[: ffi.sizeof("struct guest_info")] = bytes(ffi.buffer(info))

@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 
 from guestlib import compile_program
 from hostd.boot import ImageError
+from hostd.boot._abi import lib
 from hostd.boot.elf import read_image
 
 PROGRAM = '#include "guest.h"\nint counter = 7;\nint main(void) { return counter; }\n'
+NOTE = b"hostd\0\0\0" + lib.GUEST_ABI_VERSION.to_bytes(4, "little")
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +74,10 @@ def test_a_good_image_has_text_constants_and_data(tmp_path, good):
         ("headers outside", lambda d: changed(d, 32, "<Q", 1 << 50), "truncated|damaged"),
         (
             "contract",
-            lambda d: d.replace(b"hostd\0\0\0\1\0\0\0", b"hostd\0\0\0\2\0\0\0"),
-            "version 2 of the guest contract",
+            lambda d: d.replace(NOTE, b"hostd\0\0\0\1\0\0\0"),
+            "version 1 of the guest contract",
         ),
-        ("no note", lambda d: d.replace(b"hostd\0\0\0\1\0\0\0", b"other\0\0\0\1\0\0\0"), "no hostd note"),
+        ("no note", lambda d: d.replace(NOTE, b"other\0" + NOTE[6:]), "no hostd note"),
     ],
 )
 def test_a_bad_image_is_one_sentence(tmp_path, good, name, change, text):
