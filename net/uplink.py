@@ -1,9 +1,9 @@
 """What a network's uplink needs of the host: link, MTU, address, route and NAT; and all of it taken away again.
 
 The port itself is C (tap_port.c, packet_port.c) and is made first: inside `net.namespaces.inside(plan.namespace)`, by
-the process that will also call `set_up`. Its death takes a tap with it; what else it changed is found by its record and
-undone by `sweep`, or by the next `set_up` of the same network. All calls block, for some milliseconds; they may be
-called where an event loop runs.
+the process that `set_up` is then called for. Its death takes a tap with it; what else was changed is found by the
+record of it and undone by `sweep`, or by the next `set_up` of the same network. All calls block, for some
+milliseconds; they may be called where an event loop runs.
 """
 
 from __future__ import annotations
@@ -59,20 +59,24 @@ class UplinkPlan:
         return self.subnet or (self.address.network if self.address else None)
 
 
-def set_up(plan: UplinkPlan) -> None:
-    """Do what the plan says, for this process; what a dead one left of the network is undone first. Raises NetError."""
+def set_up(plan: UplinkPlan, owner: int | None = None) -> None:
+    """Do what the plan says, for the process that made the port (`owner`; None: this one).
+
+    What a dead one left of the network is undone first. Raises NetError.
+    """
     _check(plan)
+    pid = os.getpid() if owner is None else owner
 
     def work() -> None:
         with inside(plan.namespace), uplink_records.locked():
             earlier = uplink_records.read(plan.network)
             if earlier is not None:
-                if earlier.live and earlier.owner[0] != os.getpid():
+                if earlier.live and earlier.owner[0] != pid:
                     raise NetError(
                         f"network {plan.network} has its uplink in process {earlier.owner[0]}; stop that one first"
                     )
                 _undo(earlier)
-            _SetUp(plan).run()
+            _SetUp(plan, pid).run()
 
     _in_thread(work)
 
@@ -222,8 +226,9 @@ class _Links:
 class _SetUp:
     """One uplink on its way: what will be changed is found out, written down, then changed."""
 
-    def __init__(self, plan: UplinkPlan) -> None:
+    def __init__(self, plan: UplinkPlan, owner: int) -> None:
         self.plan = plan
+        self.owner = owner
 
     def run(self) -> None:
         plan = self.plan
@@ -243,12 +248,12 @@ class _SetUp:
         found = os.stat(OWN)
         mtu, largest = int(link.get_attr("IFLA_MTU")), int(link.get_attr("IFLA_MAX_MTU") or 65535)
         self.mtu = min(plan.mtu, largest) if plan.kind == "tap" else max(plan.mtu, mtu)
-        pid = os.getpid()
-        started = uplink_records.started(pid)
-        assert started is not None
+        started = uplink_records.started(self.owner)
+        if started is None:
+            raise NetError(f"network {plan.network}: process {self.owner}, whose uplink it is, has ended")
         record = Record(
             network=plan.network,
-            owner=(pid, started),
+            owner=(self.owner, started),
             namespace=None if plan.namespace is None else str(namespace_path(plan.namespace).absolute()),
             namespace_id=(found.st_dev, found.st_ino),
             interface=plan.interface,
