@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import tempfile
@@ -72,14 +73,20 @@ class Frame:
     offload: Offload = field(default_factory=Offload)
 
 
-def build() -> Any:
+def compile_harness(source: Path, target: Path, *flags: str) -> None:
+    """Compile `source` with the parts of the switch that it needs."""
+    command = ["gcc", "-std=gnu11", "-O1", "-g", *flags, "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}", str(source)]
+    command += [str(path) for part in PARTS if (path := SOURCE / f"{part}.c").exists()]
+    subprocess.run([*command, "-o", str(target)], check=True, timeout=100)
+
+
+@functools.cache
+def load() -> Any:
     """Compile the harness and load it."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder, "harness.so")
-        command = ["gcc", "-std=gnu11", "-O1", "-g", "-shared", "-fPIC", "-fsanitize=undefined"]
-        command += ["-fsanitize-undefined-trap-on-error", "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}", str(HARNESS)]
-        command += [str(path) for part in PARTS if (path := SOURCE / f"{part}.c").exists()]
-        subprocess.run([*command, "-o", str(target)], check=True, timeout=100)
+        flags = ["-shared", "-fPIC", "-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"]
+        compile_harness(HARNESS, target, *flags)
         return ffi.dlopen(str(target))
 
 
@@ -87,7 +94,7 @@ class Harness:
     """The compiled harness."""
 
     def __init__(self) -> None:
-        self.lib = build()
+        self.lib = load()
 
     def offload(
         self,

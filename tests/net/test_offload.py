@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import struct
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import assume, given, settings
@@ -18,12 +20,14 @@ from kernel_ports import (
     GSO_TCPV4,
     GSO_TCPV6,
     GSO_UDP_L4,
+    HARNESS,
     NEEDS_CSUM,
     PIECES,
     TAKES_CSUM,
     Frame,
     Harness,
     Offload,
+    compile_harness,
 )
 
 logging.getLogger("scapy.runtime").setLevel(logging.ERROR)
@@ -285,3 +289,25 @@ def test_spoiled_headers_give_frames_or_a_reason(harness: Harness, data: st.Data
     payload = sum(len(one.data) for one in sent)
     assert payload >= (len(frame) if result == 0 else 0)
     assert all(14 <= len(one.data) <= FRAME_MAX for one in sent)
+
+
+@pytest.fixture(scope="module")
+def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("fuzz") / "offload_fuzz"
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    compile_harness(HARNESS.with_name("offload_fuzz.c"), target, *sanitizers)
+    return target
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_nothing_is_read_outside_a_frame(fuzzer: Path, seed: int) -> None:
+    cases = 5000 * MORE
+    done = subprocess.run(
+        [str(fuzzer), str(seed), str(cases)], capture_output=True, text=True, check=False, timeout=500
+    )
+    assert done.returncode == 0, done.stderr
+    ran, finished, refused, sent = (int(word) for word in done.stdout.split() if word.isdigit())
+    assert ran == cases
+    assert finished > cases / 4
+    assert refused > cases / 10
+    assert sent > finished
