@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -193,6 +194,36 @@ class Guest:
         self.cluster.call("kill", guests=[self.name])
 
 
+class Network:
+    """A network of a background cluster: what `hostd ps` and `hostd inspect` tell of it."""
+
+    def __init__(self, cluster: BackgroundCluster, name: str) -> None:
+        self.cluster = cluster
+        self.name = name
+
+    @property
+    def full_name(self) -> str:
+        """CLUSTER/NETWORK, as `net.attach` and `hostd net` call it."""
+        return f"{self.cluster.name}/{self.name}"
+
+    @property
+    def addresses(self) -> dict[str, IPv4Address]:
+        """The addresses of its guests, by name; empty if it has no subnet."""
+        ports = {guest["name"]: guest["networks"].get(self.name) for guest in self.cluster.ps()["guests"]}
+        return {name: IPv4Address(port["address"]) for name, port in ports.items() if port and port["address"]}
+
+    @property
+    def macs(self) -> dict[str, bytes]:
+        """The MAC addresses of its guests, by name."""
+        ports = {guest["name"]: guest["networks"].get(self.name) for guest in self.cluster.ps()["guests"]}
+        return {name: bytes.fromhex(port["mac"].replace(":", "")) for name, port in ports.items() if port}
+
+    def show(self) -> dict[str, Any]:
+        """All that is known of it: how its switch process stands, and in "switch" its ports, counters and addresses."""
+        known: dict[str, Any] = self.cluster.call("inspect")["networks"][self.name]
+        return known
+
+
 class BackgroundCluster:
     """A cluster that runs in the background, whether or not this object, or its supervisor, lives on.
 
@@ -217,6 +248,10 @@ class BackgroundCluster:
     @property
     def guests(self) -> dict[str, Guest]:
         return {guest["name"]: Guest(self, guest["name"]) for guest in self.ps()["guests"]}
+
+    @property
+    def networks(self) -> dict[str, Network]:
+        return {network["name"]: Network(self, network["name"]) for network in self.ps()["networks"]}
 
     def ps(self) -> dict[str, Any]:
         """Return the cluster and the state of its guests, as `hostd ps --json` prints it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import shm
 from net.errors import NetError
-from shm.naming import flat_name
+from shm.naming import flat_name, runtime_path
 
 
 @dataclass
@@ -85,6 +85,11 @@ def path_of(network: str) -> Path:
         raise NetError(
             f"network name {network!r} is wrong: use cluster/network, of small letters, digits, '-' and '_'"
         ) from None
+
+
+def exists(network: str) -> bool:
+    """Tell whether a network has a record."""
+    return (runtime_path() / "uplinks" / f"{flat_name(network)}.json").exists()
 
 
 def write(record: Record) -> None:

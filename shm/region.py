@@ -227,6 +227,11 @@ class Region:
         """Make an end as if nobody had had it yet: its next holder is about to start. Raises ShmError."""
         self._mark(channel, role, lane, lib.SHM_NEVER)
 
+    def clear(self, channel: str) -> None:
+        """Make a channel as it was at first: empty, no end used yet. Nobody may have one open. Raises ShmError."""
+        info = self._info(channel)
+        ffi.memmove(self._memory + info.offset, bytes(info.span), info.span)
+
     def state(self, channel: str, *, role: str, lane: int = 0) -> str:
         """Return the state of an end: "never", "attached", "closed" or "gone", or "?" for a spoiled one."""
         info = self._info(channel)

@@ -6,7 +6,10 @@ import argparse
 from typing import Any
 
 from hostd.cli.command import print_columns, print_json
+from hostd.cluster.sizes import format_size
 
+SHOWN = 4
+"""guests of a network whose addresses are shown"""
 EXAMPLES = ("hostd ps", "hostd ps many --json")
 
 
@@ -32,18 +35,50 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(clusters)
     elif clusters:
-        head = ("CLUSTER", "GUEST", "STATE", "PID", "RESTARTS", "UP", "RESULT")
-        rows = [_row(cluster["cluster"], guest) for cluster in clusters for guest in cluster["guests"]]
-        print_columns(head, rows, right=(3, 4, 5))
+        _show(clusters)
     else:
         print("no cluster runs; bring one up with `hostd up FILE`")
     return 0
 
 
-def _row(cluster: str, guest: dict[str, Any]) -> tuple[object, ...]:
-    uptime = guest["uptime_seconds"]
-    result = ""
-    if guest["outcome"] is not None:
-        result = guest["message"] or f"{guest['outcome']} {guest['exit_code']}"
+def _show(clusters: list[dict[str, Any]]) -> None:
+    head = ("CLUSTER", "GUEST", "STATE", "PID", "RESTARTS", "UP", "RESULT")
+    rows = [_row(cluster["cluster"], guest, _result(guest)) for cluster in clusters for guest in cluster["guests"]]
+    print_columns(head, rows, right=(3, 4, 5))
+    networks = [(cluster, network) for cluster in clusters for network in cluster["networks"]]
+    if networks:
+        print()
+        head = ("CLUSTER", "NETWORK", "STATE", "PID", "RESTARTS", "UP", "MEMORY", "CPU", "ADDRESSES")
+        rows = [
+            (*_row(cluster["cluster"], network, _memory(network)), _cpu(network), _addresses(cluster, network["name"]))
+            for cluster, network in networks
+        ]
+        print_columns(head, rows, right=(3, 4, 5, 6, 7))
+
+
+def _row(cluster: str, one: dict[str, Any], last: str) -> tuple[object, ...]:
+    uptime = one["uptime_seconds"]
     up = None if uptime is None else f"{uptime:.0f} s"
-    return cluster, guest["name"], guest["state"], guest["pid"], guest["restarts"], up, result
+    return cluster, one["name"], one["state"], one["pid"], one["restarts"], up, last
+
+
+def _result(guest: dict[str, Any]) -> str:
+    if guest["outcome"] is None:
+        return ""
+    return str(guest["message"] or f"{guest['outcome']} {guest['exit_code']}")
+
+
+def _memory(network: dict[str, Any]) -> str:
+    return "" if network["memory_bytes"] is None else format_size(network["memory_bytes"])
+
+
+def _cpu(network: dict[str, Any]) -> str:
+    return "" if network["cpu_seconds"] is None else f"{network['cpu_seconds']:.2f} s"
+
+
+def _addresses(cluster: dict[str, Any], network: str) -> str:
+    """Return who is where on a network, as far as it fits in a line."""
+    ports = [(guest["name"], guest["networks"].get(network)) for guest in cluster["guests"]]
+    there = [f"{name} {port['address'] or port['mac']}" for name, port in ports if port is not None]
+    more = f", ... ({len(there)})" if len(there) > SHOWN else ""
+    return ", ".join(there[:SHOWN]) + more

@@ -24,11 +24,17 @@ def run(options: argparse.Namespace) -> int:
         "guests": list(plan.guests),
         "regions": list(cluster.regions),
         "channels": list(cluster.channels),
+        "networks": {
+            network: {
+                name: guest.ports[network].describe() for name, guest in plan.guests.items() if network in guest.ports
+            }
+            for network in cluster.networks
+        },
         "images": {name: boot.path for name, boot in boots.items()},
     }
     if options.json:
         print_json({"ok": True, **facts})
     else:
-        counts = ", ".join(f"{len(facts[key])} {key}" for key in ("guests", "regions", "channels"))
+        counts = ", ".join(f"{len(facts[key])} {key}" for key in ("guests", "regions", "channels", "networks"))
         print(f"{options.file}: cluster {cluster.name} is valid: {counts}")
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
 from hostd.cluster.errors import ClusterFileError
@@ -14,6 +14,7 @@ from hostd.cluster.networks import first_address
 
 PORTS = 1024
 """of a switch (SWITCH_PORTS), the uplink's included"""
+UPLINK_PORT = "uplink"
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class PlannedPort:
     group: Port
     mac: bytes
     address: IPv4Address | None
+    gateway: IPv4Address | None = None
+    """the guest's default route; of all its ports, the first one that can has it"""
 
     @property
     def mac_text(self) -> str:
@@ -35,11 +38,6 @@ class PlannedPort:
     def region(self) -> str:
         """Return the name of the region with a unikernel's rings."""
         return f"net.{self.network.name}.{self.guest}"
-
-    @property
-    def gateway(self) -> IPv4Address | None:
-        """Return where the guest sends what is not for the subnet, if it is somebody else."""
-        return None if self.address is None or self.network.gateway == self.address else self.network.gateway
 
     def describe(self) -> dict[str, object]:
         """Return what `ps` and `inspect` show of it."""
@@ -72,15 +70,32 @@ def assign(cluster: Cluster, members: Mapping[str, Sequence[str]]) -> dict[str, 
             for name in names:
                 port = cluster.guests[group].ports[network.name]
                 ports[name][network.name] = PlannedPort(name, network, port, macs[name], addresses.get(name))
-    # In the guest's order, which is that of its interfaces.
     return {
-        name: {network: ports[name][network] for network in cluster.guests[group].ports}
+        name: _routed(ports[name][network] for network in cluster.guests[group].ports)
         for group, names in members.items()
         for name in names
     }
 
 
+def _routed(ports: Iterable[PlannedPort]) -> dict[str, PlannedPort]:
+    """Return a guest's ports in the order of its interfaces, one of them with its default route."""
+    found: dict[str, PlannedPort] = {}
+    for port in ports:
+        way = port.network.gateway
+        first = not any(other.gateway for other in found.values())
+        takes = first and port.address is not None and port.address != way
+        found[port.network.name] = replace(port, gateway=way) if takes else port
+    return found
+
+
 def _check_room(network: Network, on_it: Mapping[str, Sequence[str]]) -> None:
+    if network.uplink is not None:
+        for group, names in on_it.items():
+            if UPLINK_PORT in names:
+                raise ClusterFileError(
+                    f"guest.{group}: {UPLINK_PORT} is what the port of network {network.name}'s uplink is called; "
+                    "rename the guest"
+                )
     count, room = sum(map(len, on_it.values())), PORTS - (network.uplink is not None)
     if count > room:
         raise ClusterFileError(

@@ -57,8 +57,11 @@ def _uplink(where: str, table: UplinkTable, subnet: IPv4Network | None) -> model
         raise ClusterFileError(
             f"{where}: give one of tap, an interface that hostd makes, and interface, one that is there"
         )
-    if table.netns is not None and (not table.netns or "/" in table.netns or table.netns in (".", "..")):
-        raise ClusterFileError(f"{where}.netns: {table.netns!r} is no name of a network namespace; see `ip netns list`")
+    netns = table.netns
+    if netns is not None and not netns.startswith("/") and (not netns or "/" in netns or netns in (".", "..")):
+        raise ClusterFileError(
+            f"{where}.netns: {netns!r} is no name of a network namespace (see `ip netns list`) and no absolute path"
+        )
     if table.interface is not None:
         if table.address is not None:
             raise ClusterFileError(

@@ -155,7 +155,7 @@ class PortTable(Table):
     mac: Mac | None = None
     address: Ipv4 | None = None
     isolated: bool = False
-    rate: Size | None = None
+    rate: Annotated[Size, Field(le=1 << 40)] | None = None
     fixed: bool = True
     queues: Annotated[int, Field(ge=1, le=8)] = 1
     size: Size | None = None

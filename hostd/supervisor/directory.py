@@ -18,6 +18,7 @@ from hostd.control.framing import FrameError, FrameReader, pack_frame
 from hostd.supervisor.errors import ClusterRunningError, NoSuchClusterError, SupervisorError
 from hostd.supervisor.processes import alive, end, holder
 from hostd.vmm.memory_group import remove_groups
+from net.leftovers import remove_networks
 from shm.naming import runtime_path
 
 SOCKET_PATH_LIMIT = 107  # sun_path, less the closing zero
@@ -139,6 +140,7 @@ class ClusterDirectory:
                 self.release()
                 raise self._running()
             remove_groups(state["cleanup"])
+            remove_networks(state["cleanup"])
             shm.sweep([item for item in state["cleanup"] if item != str(self.path)])
         for entry in self.path.iterdir() if self.path.exists() else ():
             if entry.name == "lock":

@@ -19,6 +19,7 @@ from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.figures import SIZED_GUESTS, Figures
 from hostd.supervisor.guest_run import GuestRun, Result, death, failure
 from hostd.supervisor.link import GuestLink, WarmLink
+from hostd.supervisor.networks import Networks
 from hostd.supervisor.regions import Regions
 from hostd.supervisor.spec import guest_spec
 
@@ -45,6 +46,7 @@ class Fleet:
         boots: dict[str, Boot],
         directory: ClusterDirectory,
         regions: Regions,
+        networks: Networks,
         revive: Callable[[], WarmLink],
         *,
         foreground: bool,
@@ -61,6 +63,7 @@ class Fleet:
         self._files: dict[tuple[str, str], int] = {}
         self._directory = directory
         self._regions = regions
+        self._networks = networks
         self._revive = revive
         self._slots = asyncio.Semaphore(STARTS_AT_ONCE)
         self._starting: set[str] = set()
@@ -132,7 +135,7 @@ class Fleet:
             run.plan,
             self._regions,
             self._boots[run.plan.group.name],
-            cluster=self._plan.cluster.name,
+            plan=self._plan,
             directory=self._directory.path,
             foreground=self.foreground,
         )
@@ -317,7 +320,15 @@ class Fleet:
             return
         run.restarts += 1
         self._regions.mark_fresh(run.plan)
-        self.launch(run)
+        if run.plan.ports:
+            self._spawn(self._relaunch(run))
+        else:
+            self.launch(run)
+
+    async def _relaunch(self, run: GuestRun) -> None:
+        await self._networks.renew(run.plan)
+        if run.state == "restarting" and not self._closed:
+            self.launch(run)
 
     # --- stopping ----------------------------------------------------------------------------------------------
 

@@ -97,6 +97,7 @@ class GuestRun:
             "exit_code": result.get("code"),
             "message": result.get("message", ""),
             "memory": self.plan.group.memory,
+            "networks": {name: port.describe() for name, port in self.plan.ports.items()},
         }
 
 

@@ -80,14 +80,11 @@ def hosts(guest: PlannedGuest, guests: Mapping[str, PlannedGuest]) -> str:
 
 
 def _network_lines(guest: PlannedGuest) -> list[str]:
-    routed = next((name for name, port in guest.ports.items() if port.gateway is not None), None)
     lines = []
     for name, port in guest.ports.items():
         subnet = port.network.subnet
         address = "-" if subnet is None else f"{port.address}/{subnet.prefixlen}"
-        # One default route: two would be as good as none that anybody could tell.
-        gateway = port.gateway if name == routed else "-"
-        lines.append(f"{name} {port.mac_text} {address} {port.network.mtu} {gateway}\n")
+        lines.append(f"{name} {port.mac_text} {address} {port.network.mtu} {port.gateway or '-'}\n")
     return lines
 
 

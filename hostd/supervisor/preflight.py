@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,7 @@ from hostd.boot.address_map import AddressMap, lay_out
 from hostd.boot.elf import Image
 from hostd.boot.errors import ImageError
 from hostd.cluster.errors import ClusterFileError
-from hostd.cluster.model import Cluster, Guest, Linux, Slot
+from hostd.cluster.model import Cluster, Guest, Linux, Network, Slot
 from hostd.cluster.plan import Plan
 from hostd.cluster.plan import plan as make_plan
 from hostd.doctor.probe import KvmKind, examine
@@ -41,6 +42,8 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
                 _check_unikernel(guest, images[guest.name], plan, sizes)
             else:
                 boots[guest.name] = _linux(guest, guest.linux)
+        for network in cluster.networks.values():
+            _check_network(network)
         baselines.check(cluster.baselines)
     except ImageError as error:
         raise ImageError(f"{cluster.path}: {error}") from None
@@ -82,6 +85,33 @@ def _linux(guest: Guest, linux: Linux) -> Boot:
     except ImageError as error:
         raise ImageError(f"guest.{guest.name}: {error}") from None
     return boot
+
+
+def _check_network(network: Network) -> None:
+    """Check what a network's uplink wants of the host."""
+    from net import nat
+    from net.errors import NetError
+    from net.namespaces import inside
+
+    way, where = network.uplink, f"network.{network.name}"
+    if way is None:
+        return
+    try:
+        with inside(way.netns):
+            there = {name for _, name in socket.if_nameindex()}
+        if network.nat:
+            nat.check_nft(network.name)
+    except NetError as error:
+        raise ClusterFileError(f"{where}: {error}") from None
+    if way.kind == "tap" and way.interface in there:
+        raise ClusterFileError(
+            f"{where}.uplink.tap: there is an interface {way.interface} already; choose another name"
+        )
+    if way.kind == "packet" and way.interface not in there:
+        names = ", ".join(sorted(there))
+        raise ClusterFileError(
+            f"{where}.uplink.interface: there is no interface {way.interface} here; there are {names}"
+        )
 
 
 def _check_host(guest: Guest) -> None:

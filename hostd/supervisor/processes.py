@@ -51,3 +51,9 @@ def proportional_size(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) << 10
     return 0
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the seconds of processor time that process `pid` has used (proc(5), stat). Raises OSError."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

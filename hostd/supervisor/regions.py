@@ -32,6 +32,8 @@ class Regions:
         self._sizes: dict[str, int] = {}
         self._broker: Broker | None = None
         self.ready = False
+        self.renewed: set[str] = set()
+        """regions that were made anew while others' were adopted"""
 
     # --- making and removing -----------------------------------------------------------------------------------
 
@@ -72,6 +74,7 @@ class Regions:
             else:
                 if not region.private:
                     shm.sweep(shm.leftovers(self._full_name(region.name), backing=region.backing))
+                self.renewed.add(region.name)
                 self._make(region)
         self._serve()
 
@@ -158,6 +161,18 @@ class Regions:
         for access in ("ro", "rw") if writable else ("ro",):
             flags = os.O_RDWR if access == "rw" else os.O_RDONLY
             self._descriptors[region.name, access] = os.open(region.file, flags | os.O_CLOEXEC)
+
+    # --- ports on networks -------------------------------------------------------------------------------------
+
+    def region(self, name: str) -> shm.Region:
+        """Return a region that was made here: a port's, for the switch."""
+        return self._made[name]
+
+    def clear(self, name: str) -> None:
+        """Empty the rings of a port's region; neither its guest nor the switch has them open."""
+        if name in self._made:
+            for channel in self._made[name].channels:
+                self._made[name].clear(channel)
 
     # --- what a guest gets -------------------------------------------------------------------------------------
 

@@ -48,6 +48,7 @@ class Service:
             "foreground": supervisor.foreground,
             "started_at": supervisor.started_at,
             "guests": [run.summary() for run in self._fleet.runs.values()],
+            "networks": supervisor.networks.summary(),
         }
 
     async def started(self, _arguments: Arguments) -> dict[str, Any]:
@@ -74,6 +75,7 @@ class Service:
             "directory": str(self._supervisor.directory.path),
             "foreground": self._supervisor.foreground,
             "regions": self._supervisor.regions.summary(),
+            "networks": await self._supervisor.networks.describe(),
             "guests": dict(zip([run.name for run in runs], guests, strict=True)),
             "memory": self._fleet.figures.memory(),
             "start": self._fleet.figures.start(),

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hostd.cluster.model import Slot
-from hostd.cluster.plan import PlannedGuest
+from hostd.cluster.plan import Plan, PlannedGuest
 from hostd.supervisor.boots import Boot
 from hostd.supervisor.regions import Regions
+from net.naming import vhost_path
 
 
 def guest_spec(
@@ -17,14 +18,14 @@ def guest_spec(
     regions: Regions,
     boot: Boot,
     *,
-    cluster: str,
+    plan: Plan,
     directory: Path,
     foreground: bool,
 ) -> dict[str, Any]:
     """Return the spec of `guest`, new at every start: its seed is random. Descriptors go beside it."""
     group = guest.group
     return {
-        "cluster": cluster,
+        "cluster": plan.cluster.name,
         "name": guest.name,
         "dir": str(directory),
         "lifeline": foreground,
@@ -42,7 +43,25 @@ def guest_spec(
         "slots": [_row(slot) for slot in group.slots],
         "bells": len(regions.bells(guest)),
         "doorbells": [] if group.linux is None else regions.doorbells(guest),
+        "networks": _networks(guest, plan),
     }
+
+
+def _networks(guest: PlannedGuest, plan: Plan) -> list[dict[str, Any]]:
+    """Return a guest's ports: a Linux guest's with their sockets, a unikernel's with regions and others' names."""
+    found = []
+    regions = [name for name, _ in guest.regions]
+    for name, port in guest.ports.items():
+        told = port.describe() | {"name": name}
+        if guest.group.linux is not None:
+            told |= {"path": str(vhost_path(plan.cluster.name, name, guest.name)), "queues": port.group.queues}
+        else:
+            others = [other for other in plan.guests.values() if name in other.ports and other.name != guest.name]
+            addresses = {other.name: other.ports[name].address for other in others}
+            named = {other: str(address) for other, address in addresses.items() if address is not None}
+            told |= {"region": regions.index(port.region), "names": named}
+        found.append(told)
+    return found
 
 
 def _row(slot: Slot) -> dict[str, Any]:

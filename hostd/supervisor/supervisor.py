@@ -1,4 +1,4 @@
-"""The supervisor of one cluster: its folder, regions, warm parent, guests and control socket."""
+"""The supervisor of one cluster: its folder, regions, networks, warm parent, guests and control socket."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import Fleet
 from hostd.supervisor.guest_run import succeeded
 from hostd.supervisor.link import WarmLink
+from hostd.supervisor.networks import Networks
 from hostd.supervisor.regions import Regions
 from hostd.supervisor.service import Service
 from hostd.vmm import warm
@@ -47,7 +48,10 @@ class Supervisor:
         self.foreground = foreground
         self.directory = directory or ClusterDirectory(plan.cluster.name)
         self.regions = Regions(plan)
-        self.fleet = Fleet(plan, boots, self.directory, self.regions, self._spawn_warm, foreground=foreground)
+        self.networks = Networks(plan, self.regions, self.directory, foreground=foreground)
+        self.fleet = Fleet(
+            plan, boots, self.directory, self.regions, self.networks, self._spawn_warm, foreground=foreground
+        )
         self.started_at = time.time()
         self.finish = asyncio.Event()
         """set when somebody asked for the cluster's end"""
@@ -72,11 +76,12 @@ class Supervisor:
         group = MemoryGroup.make(f"{self.plan.cluster.name}.{os.getpid()}")
         self.fleet.figures.group = group
         leftovers = [group.leftover] if group is not None else []
-        self._cleanup = [*self.regions.cleanup(), *leftovers, str(self.directory.path)]
+        self._cleanup = [*self.networks.cleanup(), *self.regions.cleanup(), *leftovers, str(self.directory.path)]
         self._save()
         # Before anything is made that would outlive a kill -9: it is who would remove it.
         self._spawn_warm()
         await asyncio.to_thread(self.regions.create)
+        await self.networks.start()
         self._save()
         await self._serve()
         self.fleet.start()
@@ -95,6 +100,7 @@ class Supervisor:
         survivors = await asyncio.to_thread(adoption.survivors, self.directory, names, children)
         found = await asyncio.to_thread(adoption.descriptors, survivors, state)
         self.regions.adopt(found, state["bell_counts"])
+        await self.networks.adopt()
         self._claimed = True
         if link is not None:
             self.fleet.warm = self._link(link)
@@ -151,8 +157,9 @@ class Supervisor:
     # --- going down --------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """End the guests and remove everything. To be called in any case, and once."""
+        """End the guests, then their networks, and remove everything. To be called in any case, and once."""
         await self.fleet.close()
+        await self.networks.close()
         if self.fleet.warm is not None:
             with contextlib.suppress(OSError):
                 self.fleet.warm.send({"quit": True})

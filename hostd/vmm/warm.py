@@ -30,6 +30,7 @@ from hostd.vmm import heap, process
 from hostd.vmm._calls import ffi, lib
 from hostd.vmm.memory_group import remove_groups
 from hostd.vmm.rehearsal import rehearse
+from net.leftovers import remove_networks
 
 MESSAGE_LIMIT = 1 << 20
 DESCRIPTOR_LIMIT = 253  # SCM_MAX_FD
@@ -203,6 +204,7 @@ class WarmParent:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
         remove_groups(self.cleanup)
+        remove_networks(self.cleanup)
         for item in self.cleanup:
             if item.startswith("shm:"):
                 with contextlib.suppress(posix_ipc.Error):
