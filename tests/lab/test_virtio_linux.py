@@ -9,8 +9,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from linuxguest import MIB, ScriptGuest, script_archive
@@ -95,6 +96,17 @@ def digest(path: Path) -> str:
     return hashlib.md5(path.read_bytes()).hexdigest()
 
 
+def port(guest: ScriptGuest) -> dict[str, Any]:
+    return next(one for one in guest.device("virtio-console")["ports"] if one["name"] == "test")
+
+
+def settles(value: Callable[[], object], limit: float = 120.0) -> None:
+    deadline = time.monotonic() + limit
+    while not value():
+        assert time.monotonic() < deadline, "it did not come to hold"
+        time.sleep(0.2)
+
+
 def receive(link: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size and (got := link.recv(size - len(data))):
@@ -125,8 +137,9 @@ def test_every_device_works(request, tmp_path: Path, package: str, vcpus: int) -
         with socket.socket(socket.AF_UNIX) as link:
             link.connect(str(tmp_path / "guests" / "g.test.sock"))
             link.sendall(data)
-            link.shutdown(socket.SHUT_WR)
-            guest.wait_for("heard sum")  # A client that hangs up takes with it what no program has opened the port for.
+            # A client that hangs up takes with it what no program has opened the port for.
+            settles(lambda: port(guest)["to_guest"] == len(data))
+        guest.wait_for("heard sum")
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(200)
             link.connect(str(tmp_path / "guests" / "g.test.sock"))
@@ -180,13 +193,6 @@ done
 def resident(guest: ScriptGuest) -> int:
     rows = [row for row in guest.guest.table if row.backing.kind == "anonymous"]
     return sum(found.resident for found in usage("self", [(row.hva, row.size) for row in rows]))
-
-
-def settles(value, limit: float = 120.0) -> None:
-    deadline = time.monotonic() + limit
-    while not value():
-        assert time.monotonic() < deadline, "it did not come to hold"
-        time.sleep(0.2)
 
 
 def test_memory_goes_back_and_forth(cloud: Path, tmp_path: Path) -> None:
