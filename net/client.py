@@ -119,8 +119,8 @@ class Client(Talk):
     @property
     def alive(self) -> bool:
         """Whether the switch is still there; for between two calls."""
-        self.connection.settimeout(0)
         try:
+            self.connection.settimeout(0)
             return bool(self.connection.recv(1, socket.MSG_PEEK))
         except BlockingIOError:
             return True

@@ -57,9 +57,12 @@ def add_ring(
     return Request(fields | {"hold": hold} | options(**port), descriptors)
 
 
-def add_vhost(name: str, *, hold: bool = False, **port: Any) -> Request:
-    """Add a vhost-user port; the answer has its socket's `path`."""
-    return Request({"op": "add_vhost", "name": name, "hold": hold} | options(**port))
+def add_vhost(name: str, *, hold: bool = False, attached: bool = False, **port: Any) -> Request:
+    """Add a vhost-user port; the answer has its socket's `path`.
+
+    `attached`: nobody adds it again after the switch was killed, so the next switch does.
+    """
+    return Request({"op": "add_vhost", "name": name, "hold": hold, "attached": attached} | options(**port))
 
 
 def add_tap(name: str, interface: str, *, netns: str | None = None, **port: Any) -> Request:

@@ -31,20 +31,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import os
 import resource
 import selectors
 import signal
 import socket
 import sys
-from pathlib import Path
 from typing import Any
 
-from net import naming, wire
+from net import wire
 from net.errors import NetError
 from shm.errors import ShmError
-from shm.naming import runtime_dir
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +52,6 @@ UNREAD_LIMIT = 32 << 20
 """bytes of answers that one connection may leave unread"""
 CONFIGURATION_TIMEOUT = 30.0
 PR_SET_PDEATHSIG = 1
-CLAIM_TRIES = 100
 
 
 class Connection:
@@ -77,12 +73,7 @@ class Server:
         self._service = service
         self._selector = selectors.DefaultSelector()
         self._connections: set[Connection] = set()
-        self._folder = Folder(service.cluster, service.network)
-        try:
-            self._listener = self._folder.listen()
-        except BaseException:
-            self._folder.remove()
-            raise
+        self._listener = service.folder.listen(CONNECTIONS)
         self._signals = signals
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(signals, selectors.EVENT_READ)
@@ -109,7 +100,6 @@ class Server:
             self._drop(connection)
         self._listener.close()
         self._service.close()
-        self._folder.remove()
 
     def _accept(self) -> None:
         try:
@@ -199,58 +189,6 @@ class Server:
         self._service.drop(connection)
         if connection is self._lifeline:
             self._service.stopping = True
-
-
-class Folder:
-    """The folder of a network's sockets, this process's own as long as it lives. Raises NetError, OSError."""
-
-    def __init__(self, cluster: str, network: str) -> None:
-        self.path = naming.folder(cluster, network)
-        self._lock = self._claim(f"{cluster}/{network}")
-        for left in self.path.iterdir():  # by one that was killed
-            left.unlink()
-
-    def _claim(self, name: str) -> int:
-        runtime_dir()
-        for _ in range(CLAIM_TRIES):
-            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            try:
-                lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:  # Another one has just removed it.
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    os.close(lock)
-                    raise NetError(f"network {name}: its switch runs already") from None
-                if os.path.samestat(os.fstat(lock), self.path.stat()):
-                    return lock
-            os.close(lock)
-        raise NetError(f"network {name}: others make and remove {self.path} all the time")
-
-    def listen(self) -> socket.socket:
-        """Return the control socket, listening."""
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-        try:
-            path = Path(self.path, naming.CONTROL)
-            with naming.near(path) as short:
-                listener.bind(short)
-            path.chmod(0o600)
-            listener.listen(CONNECTIONS)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-
-    def remove(self) -> None:
-        """Remove it, and those it lies in unless they have others."""
-        with contextlib.suppress(OSError):
-            Path(self.path, naming.CONTROL).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            for folder in (self.path, self.path.parent, self.path.parent.parent):
-                folder.rmdir()
-        os.close(self._lock)
 
 
 def _configuration(starter: socket.socket) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from net import naming
 from net.errors import NetError
 from net.fields import U32, Fields
+from net.folder import Folder
 from net.namespaces import inside
 from net.switch import PortOptions, Switch
 from shm.layout import PAGE, ChannelInfo
@@ -46,7 +48,12 @@ class Service:
         self.lifeline = fields.flag("lifeline", True)
         self._cpu = fields.number_or_none("cpu", 0, 4095)
         fields.end()
-        self._switch = Switch(mtu=self.mtu, age=age, spin=spin, addresses=addresses)
+        self.folder = Folder(self.cluster, self.network)
+        try:
+            self._switch = Switch(mtu=self.mtu, age=age, spin=spin, addresses=addresses)
+        except BaseException:
+            self.folder.remove()
+            raise
         self._regions: dict[str, Region] = {}
         self._paths: dict[str, str] = {}
         self._holders: dict[str, object] = {}
@@ -66,7 +73,7 @@ class Service:
         return f"{self.cluster}/{self.network}"
 
     def start(self) -> None:
-        """Begin to forward. Raises NetError, OSError."""
+        """Begin to forward; add the ports that a killed switch kept. Raises NetError, OSError."""
         allowed = os.sched_getaffinity(0)
         if self._cpu is not None:
             os.sched_setaffinity(0, [self._cpu])
@@ -74,6 +81,13 @@ class Service:
             self._switch.start()  # The thread takes the affinity over.
         finally:
             os.sched_setaffinity(0, allowed)
+        for name, request in list(self.folder.attached.items()):
+            try:
+                self.call(request, [], None)
+            except (NetError, OSError) as error:
+                print(f"network {self.name}: port {name} is lost: {error}", file=sys.stderr, flush=True)
+                del self.folder.attached[name]
+        self.folder.keep()
 
     def hello(self) -> dict[str, Any]:
         """Return what everybody is told who connects."""
@@ -103,6 +117,7 @@ class Service:
         for region in self._regions.values():
             region.close()
         self._regions.clear()
+        self.folder.remove()
 
     # --- ops ---------------------------------------------------------------------------------------------------
 
@@ -118,7 +133,11 @@ class Service:
         }
 
     def _describe(self, port: PortInfo) -> dict[str, Any]:
-        return asdict(port) | {"path": self._paths.get(port.name), "held": port.name in self._holders}
+        return asdict(port) | {
+            "path": self._paths.get(port.name),
+            "held": port.name in self._holders,
+            "attached": port.name in self.folder.attached,
+        }
 
     def _add_ring(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
         name, options, hold = _port(fields)
@@ -164,10 +183,14 @@ class Service:
 
     def _add_vhost(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
         name, options, hold = _port(fields)
+        attached = fields.flag("attached", False)
         _none(fields, descriptors)
         path = str(naming.vhost_path(self.cluster, self.network, name))
         info = self._switch.add_vhost(name, path, **options)
         self._paths[name] = path
+        if attached:
+            self.folder.attached[name] = {"op": "add_vhost", "name": name, "attached": True, **options}
+            self.folder.keep()
         return self._added(info, hold, holder)
 
     def _add_tap(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
@@ -200,6 +223,8 @@ class Service:
         self._switch.remove(name)
         self._holders.pop(name, None)
         self._paths.pop(name, None)
+        if self.folder.attached.pop(name, None) is not None:
+            self.folder.keep()
         region = self._regions.pop(name, None)
         if region is not None:
             region.close()

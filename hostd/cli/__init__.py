@@ -19,6 +19,8 @@ COMMANDS = {
     "console": "join this terminal to a guest's console",
     "stop": "stop guests for good",
     "kill": "kill the processes of guests",
+    "net": "list and show networks, and let other programs join them",
+    "capture": "show or write the frames of a network",
     "slots": "show a guest's slot table and what of it is shared",
     "inspect": "show everything known of a cluster or a guest",
     "validate": "check a cluster file and its images without starting anything",

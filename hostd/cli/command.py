@@ -81,6 +81,7 @@ def _exit_code(error: Exception) -> int | None:
     from hostd.images import ImageStoreError
     from hostd.lab import LabError
     from hostd.supervisor.errors import SupervisorError
+    from net.errors import NetError
     from shm import ShmError
 
     if isinstance(error, ClusterFileError | ImageError | BuildError):
@@ -92,7 +93,15 @@ def _exit_code(error: Exception) -> int | None:
         FAILED
         if isinstance(
             error,
-            AgentError | BenchError | ImageStoreError | LabError | SupervisorError | ControlError | ShmError | OSError,
+            AgentError
+            | BenchError
+            | ImageStoreError
+            | LabError
+            | SupervisorError
+            | ControlError
+            | NetError
+            | ShmError
+            | OSError,
         )
         else None
     )
