@@ -32,12 +32,12 @@ def remove_networks(items: Iterable[str]) -> None:
 
         for name in found:
             cluster, network = naming.split(name)
-            _end_switch(cluster, network)
+            end_switch(cluster, network)
             process.sweep(cluster, network)
             _undo_uplink(name)
 
 
-def _end_switch(cluster: str, network: str) -> None:
+def end_switch(cluster: str, network: str) -> None:
     """Kill the process that listens on a network's control socket, if there is one, and wait until it is gone."""
     from net import naming
 

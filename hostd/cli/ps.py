@@ -42,18 +42,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(clusters: list[dict[str, Any]]) -> None:
-    head = ("CLUSTER", "GUEST", "STATE", "PID", "RESTARTS", "UP", "RESULT")
-    rows = [_row(cluster["cluster"], guest, _result(guest)) for cluster in clusters for guest in cluster["guests"]]
-    print_columns(head, rows, right=(3, 4, 5))
+    state = ("STATE", "PID", "RESTARTS", "UP")
+    guests = [_row(cluster["cluster"], guest, _result(guest)) for cluster in clusters for guest in cluster["guests"]]
+    print_columns(("CLUSTER", "GUEST", *state, "RESULT"), guests, right=(3, 4, 5))
     networks = [(cluster, network) for cluster in clusters for network in cluster["networks"]]
     if networks:
         print()
-        head = ("CLUSTER", "NETWORK", "STATE", "PID", "RESTARTS", "UP", "MEMORY", "CPU", "ADDRESSES")
         rows = [
             (*_row(cluster["cluster"], network, _memory(network)), _cpu(network), _addresses(cluster, network["name"]))
             for cluster, network in networks
         ]
-        print_columns(head, rows, right=(3, 4, 5, 6, 7))
+        print_columns(("CLUSTER", "NETWORK", *state, "MEMORY", "CPU", "ADDRESSES"), rows, right=(3, 4, 5, 6, 7))
 
 
 def _row(cluster: str, one: dict[str, Any], last: str) -> tuple[object, ...]:

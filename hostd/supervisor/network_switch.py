@@ -107,6 +107,7 @@ class NetworkSwitch:
 
     async def adopt(self) -> None:
         """Take over the switch that another supervisor left, or start one. Raises NetError or OSError."""
+        from net import leftovers
         from net.async_client import AsyncClient
         from net.errors import NetError
 
@@ -116,7 +117,9 @@ class NetworkSwitch:
             await self._complete()
         except (NetError, OSError):
             self._kill()
-            await self.start()
+            # Its folder stays: it tells which ports others attached.
+            await asyncio.to_thread(leftovers.end_switch, self.cluster, self.name)
+            await self._come_up()
         else:
             self._run()
 
@@ -206,6 +209,9 @@ class NetworkSwitch:
     def _gone(self) -> None:
         """The process has died."""
         self._let_go()
+        for guest in self._guests:
+            if guest.group.linux is None:
+                self._regions.mark_switch_gone(guest.ports[self.name].region)
         if self._closed or self.state != "running":
             return
         sound = time.monotonic() - self._running_since > SOUND_RUN
@@ -330,7 +336,16 @@ class NetworkSwitch:
         }
         if self._client is not None and self.state == "running":
             try:
-                found["switch"] = await self._call(requests.show(), ANSWER_TIMEOUT)
+                found["switch"] = _in_words(await self._call(requests.show(), ANSWER_TIMEOUT))
             except NetError as error:
                 found["switch"] = {"error": str(error)}
         return found
+
+
+def _in_words(value: Any) -> Any:
+    """Return what a switch said with its MAC addresses as people write them."""
+    if isinstance(value, bytes):
+        return value.hex(":")
+    if isinstance(value, dict):
+        return {key: _in_words(item) for key, item in value.items()}
+    return [_in_words(item) for item in value] if isinstance(value, list) else value

@@ -168,6 +168,13 @@ class Regions:
         """Return a region that was made here: a port's, for the switch."""
         return self._made[name]
 
+    def mark_switch_gone(self, name: str) -> None:
+        """Tell a port's guest that the switch on the other side of its rings died."""
+        if name in self._made:
+            for channel, role in (("out", "receive"), ("in", "send")):
+                with contextlib.suppress(shm.ShmError):
+                    self._made[name].mark_gone(channel, role=role)
+
     def clear(self, name: str) -> None:
         """Empty the rings of a port's region; neither its guest nor the switch has them open."""
         if name in self._made:
