@@ -17,13 +17,16 @@ INCLUDES = (HERE / "include", HERE.parent / "shm" / "include")
 
 COMPILE = (
     "-std=gnu11 -O3 -g -Wall -Wextra -ffreestanding -fbuiltin -fno-tree-loop-distribute-patterns -fno-pic -no-pie "
-    "-fno-stack-protector -fno-asynchronous-unwind-tables -fno-strict-aliasing -fno-delete-null-pointer-checks"
+    "-fno-stack-protector -fno-asynchronous-unwind-tables -fno-strict-aliasing -fno-delete-null-pointer-checks "
+    "-ffunction-sections -fdata-sections"
 ).split()
 # A unikernel runs on the machine that builds it, and its FPU state is set up for AVX.
 AVX2 = ["-march=x86-64-v3"]
 LINK = [
     "-nostdlib",
     "-static",
+    # A program has of the runtime what it uses.
+    "-Wl,--gc-sections",
     f"-Wl,-T,{RUNTIME / 'link.ld'}",
     "-Wl,-z,max-page-size=4096",
     "-Wl,--build-id=none",

@@ -30,6 +30,7 @@ struct channel {
     uint64_t spin_ticks;             /* how long a wait spins before it sleeps */
     unsigned looks;                  /* how often a receiver looks before it minds the clock */
     int joining;                     /* arrived at a barrier, and not seen through it yet */
+    int patient;                     /* a peer that ended may come again: waits go on */
     int sends, receives;             /* 1: over `ring`, so that the inline paths below will do */
     union {
         struct ring ring;            /* spsc, and a sender's lane of an mpsc */

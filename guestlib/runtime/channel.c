@@ -1,9 +1,11 @@
 /* channel.c: waiting, over the rings that never wait. */
 #include "guest.h"
 #include "call.h"
+#include "ends.h"
 
 static const uint64_t SPIN_NS = 20000;
 static const unsigned LOOKS = 1024; /* spins between two looks at clock and peer */
+static const uint64_t PATIENCE_NS = 1000000000; /* a peer that died before it rang is replaced by one that may not know */
 
 /* ---- opening ----------------------------------------------------------------------------------------------------------- */
 
@@ -63,12 +65,17 @@ static int open_broadcast(struct broadcast *ring, const struct guest_channel *en
 }
 
 int channel_open(struct channel *channel, const char *name) {
+    const struct guest_channel *end = find(name);
+    if (end)
+        return channel_open_end(channel, end);
     memset(channel, 0, sizeof *channel);
-    channel->end = find(name);
-    if (!channel->end)
-        return CHANNEL_UNKNOWN;
+    return CHANNEL_UNKNOWN;
+}
+
+int channel_open_end(struct channel *channel, const struct guest_channel *end) {
+    memset(channel, 0, sizeof *channel);
+    channel->end = end;
     channel_spin(channel, SPIN_NS);
-    const struct guest_channel *end = channel->end;
     switch (end->kind) {
     case SHM_BROADCAST:
         return open_broadcast(&channel->broadcast, end);
@@ -152,6 +159,8 @@ static int has(const struct want *want) {
 /* 0, or what the peer's end means to one who waits for it. */
 static int ended(const struct want *want) {
     struct channel *channel = want->channel;
+    if (channel->patient)
+        return 0;
     if (want->room)
         return shm_peer_ended(&channel->ring.shared->consumer);
     switch (channel->end->kind) {
@@ -197,7 +206,6 @@ static int any(const struct want *wants, size_t count) {
     return CHANNEL_TIMEOUT;
 }
 
-
 static int sleep_for(const struct want *wants, size_t count, uint64_t start_ns, uint64_t limit_ns) {
     uint32_t bells[GUEST_WAIT_BELLS];
     for (size_t i = 0; i < count; i++)
@@ -216,6 +224,9 @@ static int sleep_for(const struct want *wants, size_t count, uint64_t start_ns, 
                 return CHANNEL_TIMEOUT;
             left = limit_ns - passed;
         }
+        for (size_t i = 0; i < count; i++)
+            if (wants[i].channel->patient && left > PATIENCE_NS)
+                left = PATIENCE_NS;
         guest_wait(bells, count, left);
     }
 }
