@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import shutil
 import statistics
@@ -28,7 +29,8 @@ FIRST_LINE = b"hostd: init"
 """what hostd's init says before anything else"""
 QEMU = "qemu-system-x86_64"
 BOOT_LIMIT = 120.0
-LOOK = 0.01
+IN_MODIFY = 0x2
+IN_CREATE = 0x100
 SETTLE = 5.0
 """seconds after the last guest's first line before memory is read: they load modules and mount"""
 CMDLINE = "console=ttyS0 panic=-1 quiet pci=noearly"
@@ -135,21 +137,46 @@ def _cluster(kernel: str, initrd: str | None, memory: int, count: int) -> Any:
 
 
 async def _first_line(log: Path, start: int, run: GuestRun) -> float:
-    """Wait for init's first line in `log` behind byte `start`; return when it was there (monotonic, seconds)."""
+    """Wait for init's first line in `log` behind byte `start`; return when it was there (monotonic, seconds).
+
+    Asleep until the log changes: to look again and again would take processor time from the guest that boots.
+    """
+    changed = asyncio.Event()
     deadline = time.monotonic() + BOOT_LIMIT
-    seen = start
-    while time.monotonic() < deadline:
-        size = log.stat().st_size if log.exists() else 0
-        if size > seen:
-            seen = size
-            with log.open("rb") as file:
-                file.seek(start)
-                if FIRST_LINE in file.read():
-                    return time.monotonic()
-        if run.result is not None:
-            raise BenchError(f"{run.result['message'] or run.name + ' ended'} before its init said anything")
-        await asyncio.sleep(LOOK)
+    with _watched(log.parent, changed):
+        while time.monotonic() < deadline:
+            changed.clear()
+            if log.exists():
+                with log.open("rb") as file:
+                    file.seek(start)
+                    if FIRST_LINE in file.read():
+                        return time.monotonic()
+            if run.result is not None:
+                raise BenchError(f"{run.result['message'] or run.name + ' ended'} before its init said anything")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), 1.0)
     raise BenchError(f"guest {run.name}: its init said nothing in {BOOT_LIMIT:.0f} s")
+
+
+@contextlib.contextmanager
+def _watched(folder: Path, changed: asyncio.Event) -> Iterator[None]:
+    """Set `changed` whenever a file in `folder` is made or written, by inotify(7)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if fd < 0 or libc.inotify_add_watch(fd, os.fsencode(folder), IN_MODIFY | IN_CREATE) < 0:
+        raise BenchError(f"{folder} can't be watched: {os.strerror(ctypes.get_errno())}")
+
+    def ready() -> None:
+        os.read(fd, 1 << 16)
+        changed.set()
+
+    loop = asyncio.get_running_loop()
+    loop.add_reader(fd, ready)
+    try:
+        yield
+    finally:
+        loop.remove_reader(fd)
+        os.close(fd)
 
 
 async def _stop(fleet: Fleet, run: GuestRun) -> None:
