@@ -5,13 +5,17 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/if_link.h>
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <net/if.h>
 #include <poll.h>
+#include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #ifndef TUN_F_USO4 /* Linux 6.2 */
@@ -28,6 +32,10 @@ enum {
 struct tap_port {
     struct port port;
     int fd;
+    int statistics;       /* a netlink socket of the interface's namespace */
+    int index;            /* of the interface */
+    uint64_t lost;        /* frames, by the kernel's count, that were counted here */
+    int behind;           /* a look left frames behind: the kernel may have lost some */
     uint64_t empty_ns;    /* when the last look found nothing, 0 if it found something */
     uint8_t *arena;       /* the frames held out */
 };
@@ -47,6 +55,40 @@ static int read_frame(struct tap_port *tap, struct virtio_net_hdr_v1 *offload, u
     return got < OFFLOAD_SIZE ? -EBADFD : (int)(got - OFFLOAD_SIZE);
 }
 
+/* The frames that the kernel has lost because its queue was full (RTM_GETSTATS); -1 where it does not say. */
+static int64_t lost_frames(const struct tap_port *tap) {
+    struct {
+        struct nlmsghdr header;
+        struct if_stats_msg body;
+    } request = {
+        .header = {.nlmsg_len = sizeof request, .nlmsg_type = RTM_GETSTATS, .nlmsg_flags = NLM_F_REQUEST},
+        .body = {.ifindex = (uint32_t)tap->index, .filter_mask = IFLA_STATS_FILTER_BIT(IFLA_STATS_LINK_64)},
+    };
+    struct {
+        struct nlmsghdr header;
+        struct if_stats_msg body;
+        struct rtattr attribute;
+        struct rtnl_link_stats64 link;
+        uint8_t later[64]; /* of a kernel that counts more */
+    } __attribute__((packed)) answer;
+    const size_t least = offsetof(typeof(answer), link) + offsetof(struct rtnl_link_stats64, tx_dropped) + 8;
+    if (send(tap->statistics, &request, sizeof request, MSG_DONTWAIT) < 0)
+        return -1;
+    if (recv(tap->statistics, &answer, sizeof answer, MSG_DONTWAIT) < (ssize_t)least || answer.header.nlmsg_type != RTM_NEWSTATS)
+        return -1;
+    return (int64_t)answer.link.tx_dropped;
+}
+
+/* The switch has caught up: was it in time? */
+static void count_missed(struct tap_port *tap) {
+    int64_t lost = lost_frames(tap);
+    tap->behind = 0;
+    if (lost < 0)
+        return;
+    tap->port.counters.missed += (uint64_t)lost - tap->lost;
+    tap->lost = (uint64_t)lost;
+}
+
 static int tap_peek(struct port *port, struct frame *frames, int room) {
     struct tap_port *tap = (struct tap_port *)port;
     if (tap->empty_ns && kernel_now_ns() - tap->empty_ns < LOOK_NS)
@@ -54,7 +96,7 @@ static int tap_peek(struct port *port, struct frame *frames, int room) {
     tap->empty_ns = 0;
     int count = 0;
     uint32_t used = 0;
-    while (count < room && used + FRAME_MAX + 1 <= ARENA) {
+    for (int reads = 0; reads < room && used + FRAME_MAX + 1 <= ARENA; reads++) {
         struct frame *frame = &frames[count];
         uint8_t *at = tap->arena + used;
         int size = read_frame(tap, &frame->offload, at);
@@ -63,14 +105,17 @@ static int tap_peek(struct port *port, struct frame *frames, int room) {
             return -PORT_E_DEVICE; /* EBADFD: the interface was removed */
         }
         if (!size) {
+            if (tap->behind)
+                count_missed(tap);
             tap->empty_ns = count ? 0 : kernel_now_ns();
-            break;
+            return count;
         }
         if (kernel_frame_accept(port, frame, at, (uint32_t)size)) {
             count++;
             used += ((uint32_t)size + ALIGNMENT - 1) & ~(ALIGNMENT - 1u);
         }
     }
+    tap->behind = 1;
     return count;
 }
 
@@ -113,6 +158,8 @@ static void tap_close(struct port *port) {
     struct tap_port *tap = (struct tap_port *)port;
     if (tap->fd >= 0)
         close(tap->fd); /* the interface goes with it */
+    if (tap->statistics >= 0)
+        close(tap->statistics);
     if (tap->arena != MAP_FAILED)
         munmap(tap->arena, ARENA);
     free(tap);
@@ -155,12 +202,15 @@ struct port *tap_port_new(const char *name, const char *interface) {
     memcpy(tap->port.name, name, strlen(name));
     tap->arena = mmap(NULL, ARENA, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     tap->fd = open("/dev/net/tun", O_RDWR | O_NONBLOCK | O_CLOEXEC);
-    int flags = tap->arena == MAP_FAILED || tap->fd < 0 ? -errno : make_interface(tap->fd, interface);
+    tap->statistics = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+    int failed = tap->arena == MAP_FAILED || tap->fd < 0 || tap->statistics < 0;
+    int flags = failed ? -errno : make_interface(tap->fd, interface);
     if (flags < 0) {
         tap_close(&tap->port);
         errno = -flags;
         return NULL;
     }
+    tap->index = (int)if_nametoindex(interface);
     tap->port.flags = (uint32_t)flags;
     tap->port.wake = tap->fd;
     tap->port.max_frame = FRAME_MAX;

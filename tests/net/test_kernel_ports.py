@@ -335,6 +335,18 @@ class TestTap:
             assert tap.send(long, cuts=[3, 14, 60, 5000]) == 0
             assert host.recv(70000)[10:] == long.data
 
+    def test_more_than_the_kernel_keeps(self, tap: Port) -> None:
+        """What it had no room for is counted, when the port has caught up; what it had is there."""
+        with raw("tap0") as host:
+            for number in range(3000):
+                host.send(plain(number))
+            got = tap.receive(3000, timeout_ms=20)
+            host.send(plain(3000))
+            assert numbers(tap.receive()) == [3000]
+        assert numbers(got) == list(range(len(got)))
+        assert 100 < len(got) < 3000
+        assert tap.port.counters.missed == 3000 - len(got)
+
     def test_a_tcp_connection_of_the_host(self, tap: Port) -> None:
         """The host offers what it has left undone, and the checksum that it leaves is the pseudo header's."""
         with socket.socket() as client:
