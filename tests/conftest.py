@@ -13,7 +13,10 @@ from hostd.doctor.probe import KvmKind, kvm_kind
 from hostd.kvm import NoKvmError, System
 
 HERE = Path(__file__).parent
-NEED_KVM = ("bench", "cli", "doctor", "guestlib/test_channels.py", "kvm", "lab", "memory", "supervisor", "vmm")
+NEED_KVM = (
+    *("bench", "cli", "doctor", "kvm", "lab", "memory", "supervisor", "vmm"),
+    *("guestlib/test_channels.py", "guestlib/test_net_guest.py", "guestlib/test_net_pairs.py"),
+)
 """what runs guests, beside the tests with the fixture `system`; without KVM `make test` runs these in the lab"""
 LAB_SLOWNESS = 8
 

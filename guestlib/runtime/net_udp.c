@@ -301,6 +301,8 @@ int udp_send_to(struct udp_socket *socket, uint32_t address, uint16_t to_port, c
         return NET_TOO_LONG;
     int failed = net_ip_route(port, address, mac, &limit);
     if (!failed)
+        failed = net_room(port, frame_size, &message, 0);
+    if (failed == NET_TIMEOUT) /* Full: only now the clock is worth its time. */
         failed = net_room(port, frame_size, &message, net_left(&limit));
     if (failed)
         return failed;

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from guest_programs import compile_agent, compile_fuzzer  # type: ignore[import-not-found]
+from lan import Lan  # type: ignore[import-not-found]
 from party import Party  # type: ignore[import-not-found]
 
 
@@ -16,6 +17,14 @@ def party(tmp_path: Path) -> Iterator[Party]:
     party = Party(tmp_path)
     yield party
     party.close()
+
+
+@pytest.fixture
+def lan(tmp_path: Path) -> Iterator[Lan]:
+    """Guests on networks, ended with the test."""
+    lan = Lan(tmp_path)
+    yield lan
+    lan.close()
 
 
 @pytest.fixture
