@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # What turns into machine code; a change of one installs anew.
-NATIVE := $(shell find shm hostd guestlib -name '*.[ch]' -o -name '_build.py') hostd/building.py pyproject.toml
+NATIVE := $(shell find shm hostd guestlib net -name '*.[ch]' -o -name '_build.py') hostd/building.py pyproject.toml
 
 .PHONY: all install tools images demo test lint long clean
 

@@ -1,0 +1,249 @@
+/* ring_port.c: see ring_port.h. */
+#define _GNU_SOURCE
+#include "ring_port.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <shm/ring.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "switch.h"
+
+/* Bytes of a message in the line that its receiver polls, and of the frame among them. */
+enum { LINE_ROOM = SHM_LINE - RING_HEADER, FRAME_ROOM = LINE_ROOM - OFFLOAD_SIZE };
+
+struct ring_port {
+    struct port port;
+    struct ring out;            /* from the peer */
+    struct ring in;             /* to the peer */
+    uint64_t seen;              /* position behind the frames that are held out */
+    void *region;
+    int space_bell, data_bell;  /* the peer's: room in `out`, frames in `in` */
+    uint8_t ring_data;          /* the peer sleeps: to be rung at the next flush */
+    uint32_t lost;              /* the region's memory was taken away */
+};
+
+static struct ring_port *of(struct port *port) {
+    return (struct ring_port *)port;
+}
+
+static void ring_bell(struct port *port, int bell) {
+    uint64_t one = 1;
+    port->counters.wakes++;
+    if (write(bell, &one, sizeof one) < 0)
+        return; /* Somebody else has filled it: it rings. */
+}
+
+static int spoiled(struct ring_port *rp, const struct ring *ring) {
+    rp->port.field = ring->field;
+    return -PORT_E_RING;
+}
+
+static int check_memory(struct ring_port *rp) {
+    return __atomic_load_n(&rp->lost, __ATOMIC_ACQUIRE) ? -PORT_E_FAULT : 0;
+}
+
+/* --- from the peer --- */
+
+/* Makes a frame of a message, whose size is within the ring's limit: 1, or 0 for what is counted and passed over. */
+static int accept_frame(struct port *port, struct frame *frame, void *message, uint32_t size) {
+    if (size < OFFLOAD_SIZE + FRAME_HEADER) {
+        port_drop(port, DROP_RUNT);
+        return 0;
+    }
+    frame->size = size - OFFLOAD_SIZE;
+    memcpy(&frame->offload, message, OFFLOAD_SIZE);
+    memcpy(frame->ethernet, (char *)message + OFFLOAD_SIZE, FRAME_HEADER);
+    frame->pieces[0] = (struct iovec){(char *)message + OFFLOAD_SIZE, frame->size};
+    frame->piece_count = 1;
+    if (frame->size > (frame->offload.gso_type ? FRAME_MAX : port->max_frame)) {
+        port_drop(port, DROP_OVERSIZE);
+        return 0;
+    }
+    if (frame_has_offload(frame) && !frame_check_offload(frame)) {
+        port_drop(port, DROP_OFFLOAD);
+        return 0;
+    }
+    return 1;
+}
+
+static int ring_port_peek(struct port *port, struct frame *frames, int room) {
+    struct ring_port *rp = of(port);
+    struct ring cursor = rp->out;
+    int count = 0;
+    for (int looked = 0; looked < room; looked++) {
+        const void *message;
+        uint32_t size;
+        int result = ring_peek(&cursor, &message, &size);
+        if (result == SHM_EMPTY)
+            break;
+        if (result)
+            return spoiled(rp, &cursor);
+        __builtin_prefetch(ring_header(&cursor, cursor.position + 2 * cursor.span));
+        count += accept_frame(port, &frames[count], (void *)message, size);
+        cursor.position += cursor.span;
+    }
+    rp->seen = cursor.position;
+    return count;
+}
+
+static int ring_port_release(struct port *port) {
+    struct ring_port *rp = of(port);
+    if (rp->seen == rp->out.position)
+        return 0;
+    rp->out.span = rp->seen - rp->out.position;
+    if (ring_release(&rp->out))
+        ring_bell(port, rp->space_bell);
+    return check_memory(rp);
+}
+
+/* --- to the peer --- */
+
+static int ring_port_send(struct port *port, const struct frame *frame) {
+    struct ring_port *rp = of(port);
+    void *message;
+    uint32_t size = OFFLOAD_SIZE + frame->size;
+    switch (ring_reserve(&rp->in, size, &message)) {
+    case SHM_OK:
+        break;
+    case SHM_FULL:
+        return DROP_FULL;
+    case SHM_E_TOO_LONG:
+        return DROP_OVERSIZE;
+    default:
+        return spoiled(rp, &rp->in);
+    }
+    /* As ring_fill: the line that the peer polls comes last, in one go. */
+    char *at = message;
+    ring_blank(&rp->in, rp->in.position + ring_span(size));
+    uint32_t first = frame->size < FRAME_ROOM ? frame->size : FRAME_ROOM;
+    if (frame->piece_count == 1) {
+        const char *from = frame->pieces[0].iov_base;
+        if (frame->size > first)
+            ring_copy(at + LINE_ROOM, from + first, frame->size - first);
+        __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
+        ring_copy(at + OFFLOAD_SIZE + FRAME_HEADER, from + FRAME_HEADER, first - FRAME_HEADER);
+    } else {
+        frame_copy(frame, FRAME_HEADER, at + OFFLOAD_SIZE + FRAME_HEADER, frame->size - FRAME_HEADER);
+    }
+    memcpy(at, &frame->offload, OFFLOAD_SIZE);
+    memcpy(at + OFFLOAD_SIZE, frame->ethernet, FRAME_HEADER);
+    rp->ring_data |= (uint8_t)ring_commit(&rp->in, size);
+    return 0;
+}
+
+static int ring_port_flush(struct port *port) {
+    struct ring_port *rp = of(port);
+    if (rp->ring_data)
+        ring_bell(port, rp->data_bell);
+    rp->ring_data = 0;
+    return check_memory(rp);
+}
+
+/* --- sleep --- */
+
+static void ring_port_arm(struct port *port) {
+    shm_sleep_begin(of(port)->out.data_wait);
+}
+
+static int ring_port_ready(struct port *port) {
+    return ring_has_data(&of(port)->out);
+}
+
+/* Nobody need ring for one who is awake. */
+static void ring_port_disarm(struct port *port) {
+    __atomic_store_n(of(port)->out.data_wait, 0, __ATOMIC_RELAXED);
+}
+
+/* --- making and closing --- */
+
+static void give_back(struct ring_port *rp) {
+    fault_unguard(rp->region);
+    int fds[] = {rp->port.wake, rp->space_bell, rp->data_bell};
+    for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
+        if (fds[i] >= 0)
+            close(fds[i]);
+    free(rp);
+}
+
+/* The peer learns that nobody is there any more, and is woken for it. */
+static void ring_port_close(struct port *port) {
+    struct ring_port *rp = of(port);
+    ring_close_consumer(&rp->out);
+    ring_close_producer(&rp->in);
+    ring_bell(port, rp->space_bell);
+    ring_bell(port, rp->data_bell);
+    give_back(rp);
+}
+
+static const struct port_ops ops = {
+    .kind = "ring",
+    .peek = ring_port_peek,
+    .release = ring_port_release,
+    .send = ring_port_send,
+    .flush = ring_port_flush,
+    .arm = ring_port_arm,
+    .ready = ring_port_ready,
+    .disarm = ring_port_disarm,
+    .close = ring_port_close,
+};
+
+/* Opens one ring where `config` says it is. Checked: all of `config`. SHM_OK, or SHM_E_CONFIG with *field. */
+static int open_ring(struct ring *ring, char *region, uint64_t size, const struct shm_config *config, uint32_t bell_count,
+                     const char **field) {
+    *field = "kind";
+    if (config->kind != SHM_SPSC)
+        return SHM_E_CONFIG;
+    *field = "size";
+    if (config->size > RING_MAX_SIZE)
+        return SHM_E_CONFIG;
+    *field = "offset";
+    if (config->offset % SHM_LINE || config->offset > size || ring_bytes(config->size) > size - config->offset)
+        return SHM_E_CONFIG;
+    *field = "bell";
+    if (config->data_bell >= bell_count || config->space_bell >= bell_count)
+        return SHM_E_CONFIG;
+    int failed = ring_open(ring, (struct ring_shared *)(region + config->offset), config->size, config->max_message, config->flags);
+    *field = ring->field;
+    return failed;
+}
+
+struct port *ring_port_new(const char *name, void *region, uint64_t size, const struct shm_config *out,
+                           const struct shm_config *in, const int *bells, uint32_t bell_count, const char **field) {
+    struct ring_port *rp = calloc(1, sizeof *rp);
+    if (!rp)
+        return NULL;
+    rp->port.wake = rp->space_bell = rp->data_bell = -1;
+    rp->port.ops = &ops;
+    rp->port.up = 1;
+    rp->port.flags = PORT_TAKES_CSUM | PORT_TAKES_TSO4 | PORT_TAKES_TSO6 | PORT_TAKES_USO;
+    rp->region = region;
+    snprintf(rp->port.name, sizeof rp->port.name, "%s", name);
+    int error = EINVAL;
+    if (open_ring(&rp->out, region, size, out, bell_count, field) || open_ring(&rp->in, region, size, in, bell_count, field))
+        goto failed;
+    error = -fault_guard(region, size, &rp->lost);
+    if (error)
+        goto failed;
+    rp->port.wake = fcntl(bells[out->data_bell], F_DUPFD_CLOEXEC, 0);
+    rp->space_bell = fcntl(bells[out->space_bell], F_DUPFD_CLOEXEC, 0);
+    rp->data_bell = fcntl(bells[in->data_bell], F_DUPFD_CLOEXEC, 0);
+    error = errno;
+    if (rp->port.wake < 0 || rp->space_bell < 0 || rp->data_bell < 0)
+        goto failed;
+    ring_attach_consumer(&rp->out);
+    rp->seen = rp->out.position;
+    error = EBADMSG;
+    if (ring_attach_producer(&rp->in)) {
+        *field = rp->in.field;
+        goto failed;
+    }
+    return &rp->port;
+failed:
+    give_back(rp);
+    errno = error;
+    return NULL;
+}
