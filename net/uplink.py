@@ -107,22 +107,6 @@ def sweep(network: str | None = None) -> list[str]:
     return _in_thread(work)
 
 
-def port_error(kind: str, interface: str, number: int) -> NetError:
-    """Return what the error `number` of a tap's or packet port's constructor means."""
-    where = f"{kind} uplink {interface}"
-    if number == errno.EPERM:
-        return NetError(f"{where} needs CAP_NET_ADMIN and CAP_NET_RAW; run it as root")
-    if number == errno.EINVAL:
-        return NetError(f"{where}: {interface!r} is no name for an interface; use at most 15 letters, digits and '-'")
-    if kind == "tap" and number in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-        return NetError(f"{where} needs /dev/net/tun; load its module by `modprobe tun`")
-    if kind == "tap" and number == errno.EBUSY:
-        return NetError(f"{where}: there is an interface of that name already; choose another name, or remove it")
-    if number == errno.ENODEV:
-        return NetError(f"{where}: there is no such interface here; see `ip link`")
-    return NetError(f"{where} can't be opened: {os.strerror(number)}")
-
-
 def tap_mac(network: str) -> str:
     """Return the address that the host has on a network's tap: always the same, so guests know it after a restart."""
     return "02:" + hashlib.blake2b(f"tap {network}".encode(), digest_size=5).digest().hex(":")

@@ -17,7 +17,7 @@ import net
 
 HARNESS = Path(__file__).parent / "kernel_ports" / "harness.c"
 SOURCE = Path(net.__file__).parent / "src"
-PARTS = ("frame", "offload", "kernel_frame", "tap_port", "packet_port")
+PARTS = ("frame", "faults", "offload", "kernel_frame", "tap_port", "packet_port")
 FRAME_MAX = 65535 + 18
 PIECES = 20
 BATCH = 64
@@ -44,7 +44,7 @@ ffi.cdef(
     int harness_offload(const struct packed_frame *from, const uint32_t *cuts, uint32_t cut_count, uint32_t flags,
                         uint32_t max_frame, struct packed_frame *to, uint32_t room, int answer, uint32_t *count);
     int harness_send(struct port *port, const struct packed_frame *from, const uint32_t *cuts, uint32_t cut_count);
-    int harness_send_gone(struct port *port, const struct packed_frame *from, void *gone);
+    int harness_send_gone(struct port *port, const struct packed_frame *from);
     int harness_look(struct port *port, struct packed_frame *to, int room);
     int harness_wait(struct port *port, int timeout_ms);
     struct port *harness_open(const char *kind, const char *interface, int *error);
@@ -76,7 +76,7 @@ class Frame:
 def compile_harness(source: Path, target: Path, *flags: str) -> None:
     """Compile `source` with the parts of the switch that it needs."""
     command = ["gcc", "-std=gnu11", "-O1", "-g", *flags, "-Wall", "-Wextra", "-Werror", f"-I{SOURCE}", str(source)]
-    command += [str(path) for part in PARTS if (path := SOURCE / f"{part}.c").exists()]
+    command += [str(SOURCE / f"{part}.c") for part in PARTS]
     subprocess.run([*command, "-o", str(target)], check=True, timeout=100)
 
 
@@ -140,9 +140,9 @@ class Port:
         """Send a frame from pieces cut at `cuts`; return what the port said."""
         return int(self._lib.harness_send(self.port, pack(frame), ffi.new("uint32_t[]", list(cuts)), len(cuts)))
 
-    def send_gone(self, frame: Frame, address: int) -> int:
-        """Send a frame whose bytes are at an address where there may be nothing."""
-        return int(self._lib.harness_send_gone(self.port, pack(frame), ffi.cast("void *", address)))
+    def send_gone(self, frame: Frame) -> int:
+        """Send a frame from memory that ends 100 bytes behind its beginning, guarded."""
+        return int(self._lib.harness_send_gone(self.port, pack(frame)))
 
     def look(self, room: int = BATCH) -> list[Frame] | int:
         """Return the frames of one look, or -error."""

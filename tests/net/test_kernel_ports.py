@@ -257,6 +257,12 @@ class TestPacket:
             assert packet.send(Frame(plain(2))) == 0
             assert peer.recv(100) == plain(2)
 
+    def test_memory_that_a_peer_took_away(self, packet: Port) -> None:
+        """The kernel can't read it; the guard answers for it, and the frame is sent as it does."""
+        with raw("b") as peer:
+            assert packet.send_gone(Frame(plain(3, 900))) == 0
+            assert peer.recv(1000) == plain(3, 100).ljust(900, b"\0")
+
     def test_an_interface_that_is_down_for_a_while(self, packet: Port) -> None:
         down("a")
         assert packet.wait(), "the port's sleeper hears of it"

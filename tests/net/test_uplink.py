@@ -517,33 +517,3 @@ class TestErrors:
         shutil.rmtree(folder)
         assert done.stdout.endswith(f"{text}\n"), done.stderr
         assert left == []
-
-    @pytest.mark.parametrize(
-        ("kind", "number", "text"),
-        [
-            ("tap", 1, "needs CAP_NET_ADMIN and CAP_NET_RAW; run it as root"),
-            ("tap", 2, "needs /dev/net/tun; load its module by `modprobe tun`"),
-            ("tap", 16, "choose another name, or remove it"),
-            ("packet", 19, "there is no such interface here; see `ip link`"),
-            ("packet", 22, "'eth0' is no name for an interface"),
-            ("packet", 12, "can't be opened: Cannot allocate memory"),
-        ],
-    )
-    def test_ports_that_cannot_be_opened(self, kind: str, number: int, text: str) -> None:
-        assert text in str(uplink.port_error(kind, "eth0", number))
-
-
-def test_an_uplink_of_another_process(network: str, tap: Port) -> None:
-    """A supervisor sets up what a switch process has made: it goes by the switch's life, not by its own."""
-    with subprocess.Popen(["sleep", "60"]) as owner:
-        try:
-            set_up(plan(network), owner=owner.pid)
-            assert [(record.owner[0], record.live) for record in read_all()] == [(owner.pid, True)]
-            with pytest.raises(NetError, match=f"has its uplink in process {owner.pid}; stop that one first"):
-                set_up(plan(network))
-            assert sweep(network) == []
-        finally:
-            owner.kill()
-    assert sweep(network) == [network]
-    with pytest.raises(NetError, match=f"process {owner.pid}, whose uplink it is, has ended"):
-        set_up(plan(network), owner=owner.pid)

@@ -2,38 +2,18 @@
  * harness.c: ports without a switch. Frames go to a port, come from one, or are finished for one that collects them. A frame that
  * is sent lies in pieces cut as the test says, and its first bytes are spoiled there: only the header that was read once counts.
  */
+#define _GNU_SOURCE
 #include "offload.h"
 #include "packet_port.h"
+#include "switch.h"
 #include "tap_port.h"
 
 #include <errno.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
-
-/* The switch's own two functions on frames, where the harness is built without it. */
-__attribute__((weak)) int frame_check_offload(struct frame *frame) {
-    frame->offload.flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM;
-    frame->offload.num_buffers = 0;
-    return !(frame->offload.flags) ||
-           frame->offload.csum_start + frame->offload.csum_offset + 2u <= frame->size;
-}
-
-__attribute__((weak)) void frame_copy(const struct frame *frame, uint32_t offset, void *to, uint32_t size) {
-    uint8_t *at = to;
-    for (uint32_t i = 0; i < frame->piece_count && size; i++) {
-        size_t length = frame->pieces[i].iov_len, part;
-        if (offset >= length) {
-            offset -= length;
-            continue;
-        }
-        part = length - offset < size ? length - offset : size;
-        memcpy(at, (uint8_t *)frame->pieces[i].iov_base + offset, part);
-        at += part;
-        size -= part;
-        offset = 0;
-    }
-}
+#include <sys/mman.h>
+#include <unistd.h>
 
 struct packed_frame {
     uint32_t size;
@@ -116,12 +96,28 @@ int harness_send(struct port *port, const struct packed_frame *from, const uint3
     return result;
 }
 
-/* A frame whose payload lies where nothing is mapped any more. */
-int harness_send_gone(struct port *port, const struct packed_frame *from, void *gone) {
+/*
+ * Sends a frame whose bytes were in a file that was cut short since: what the port returned, or -EIO where the guard saw nothing.
+ * Its memory is that of a peer, guarded.
+ */
+int harness_send_gone(struct port *port, const struct packed_frame *from) {
+    uint32_t lost = 0;
+    enum { SIZE = 2 * 4096 };
+    int fd = memfd_create("gone", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, SIZE))
+        return -errno;
+    uint8_t *memory = mmap(NULL, SIZE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED || fault_guard(memory, SIZE, &lost))
+        return -errno;
     struct frame frame = {.size = from->size, .offload = from->offload, .piece_count = 1};
     memcpy(frame.ethernet, from->bytes, FRAME_HEADER);
-    frame.pieces[0] = (struct iovec){gone, from->size};
-    return port->ops->send(port, &frame);
+    frame.pieces[0] = (struct iovec){memory + 4096 - 100, from->size};
+    memcpy(memory + 4096 - 100, from->bytes, from->size);
+    int result = ftruncate(fd, 4096) ? -errno : port->ops->send(port, &frame);
+    fault_unguard(memory);
+    munmap(memory, SIZE);
+    close(fd);
+    return lost ? result : -EIO;
 }
 
 /* One look: packs what the port holds out, and releases it. The number of frames or -error. */
