@@ -48,12 +48,13 @@ class Record:
 
 
 def started(pid: int) -> int | None:
-    """Return when a process started, in clock ticks after boot; None if there is none."""
+    """Return when a process started, in clock ticks after boot; None if there is none, or it waits to be reaped."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    return int(text.rpartition(")")[2].split()[19])
+    fields = text.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def folder() -> Path:

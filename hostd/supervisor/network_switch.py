@@ -84,6 +84,8 @@ class NetworkSwitch:
 
     async def _come_up(self) -> None:
         from net.async_client import AsyncClient
+        from net.client import ConnectionLostError
+        from net.errors import NetError
         from net.process import Configuration, spawn
 
         self.state = "starting"
@@ -95,7 +97,11 @@ class NetworkSwitch:
         finally:
             os.close(log)
         self._watch(self._child.pid)
-        self._client = await AsyncClient.over(connection)
+        try:
+            self._client = await AsyncClient.over(connection)
+        except ConnectionLostError:
+            said = self._last_words()
+            raise NetError(f"network {self.full_name}: its switch ended before it was up{said}") from None
         async with self._turn:
             await self._add_uplink()
             for guest in self._guests:
@@ -236,6 +242,10 @@ class NetworkSwitch:
                 delay = min(max(FIRST_DELAY, delay * 2), LONGEST_DELAY)
             else:
                 return
+
+    def _last_words(self) -> str:
+        lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
+        return f": {lines[-1]}" if lines else ""
 
     def _complain(self, what: object) -> None:
         self.message = f"network {self.full_name}: {what}"
