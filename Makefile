@@ -25,7 +25,7 @@ $(VENV)/.installed: $(NATIVE)
 
 # What the lab and the tests of Linux guests take from Debian, as far as it is missing: program:package.
 TOOLS := qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools busybox:busybox-static mmdebstrap:mmdebstrap \
-	mkfs.erofs:erofs-utils mke2fs:e2fsprogs lspci:pciutils cpio:cpio gdb:gdb \
+	mkfs.erofs:erofs-utils mke2fs:e2fsprogs lspci:pciutils cpio:cpio gdb:gdb tshark:tshark \
 	nft:nftables
 
 tools:

@@ -25,7 +25,7 @@ RECORD = struct.Struct("<QQIII12s")
 """struct capture_record of src/capture.h, before each frame"""
 MANY = 0xFFFFFFFF
 """where a frame went that went to many ports"""
-LONGEST = 65535 + 18
+SHORTEST, LONGEST = 14, 65535 + 18
 ROOM = 16 << 20
 """bytes of frames that may wait to be taken"""
 BATCH = 4096
@@ -76,7 +76,7 @@ class Capture:
         self._ports: dict[int, dict[str, Any]] = {}
         self._looked = time.monotonic()
         self._client = Client.connect(*parts)
-        ring = shm.ChannelSpec("frames", size=room, max_message=RECORD.size + (snap or LONGEST))
+        ring = shm.ChannelSpec("frames", size=room, max_message=RECORD.size + max(snap, SHORTEST if snap else LONGEST))
         try:
             self._region = shm.Region.create("/".join(parts), channels=[ring], backing="memfd", serve=False)
         except BaseException:

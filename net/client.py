@@ -63,7 +63,7 @@ class Talk:
     def _feed(self, data: bytes) -> None:
         if not data:
             raise self._lost("it was closed at the other end")
-        self._waiting += [message for message, _ in self._incoming.feed(data)]
+        self._waiting += [received.message for received in self._incoming.feed(data)]
 
     def _greet(self, hello: dict[str, Any]) -> None:
         self.hello = self._result(hello)
@@ -105,8 +105,8 @@ class Client(Talk):
     def call(self, request: Request, timeout: float | None = ANSWER_TIMEOUT) -> Any:
         """Ask, and return the answer. Raises NetError with the switch's own sentence, or when there is none in time."""
         data = wire.pack(request.fields, wire.REQUEST_LIMIT)
-        self.connection.settimeout(timeout)
         try:
+            self.connection.settimeout(timeout)
             sent = wire.send(self.connection, data, request.descriptors)
             if sent < len(data):
                 self.connection.sendall(data[sent:])

@@ -12,7 +12,9 @@ again, the port joins it again, with the frames that are still in its rings.
 from __future__ import annotations
 
 import os
+import select
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, field
@@ -31,7 +33,9 @@ FRAME_MAX = 65535 + TAGGED_HEADER
 RING_SIZE, RING_FRAMES = 256 << 10, 16
 """each ring has so many bytes, or room for so many of the longest frames if that is more"""
 LOOK = 0.1
-"""seconds between two looks whether the switch is still there"""
+"""seconds after which one who waits looks whether the port is still one"""
+RETRY = 0.02
+"""seconds between two tries to join the next switch"""
 PATIENCE = 5.0
 """seconds that another switch has to come up after one that was killed"""
 
@@ -100,6 +104,8 @@ def attach(
 class HostPort:
     """A port that this process is. One thread's at a time for each direction. A context manager.
 
+    A thread of its own waits for the switch's end, and joins the next one.
+
     `mac`: the port's address; if none was given, a random one that nobody holds it to. `mtu`: the network's, in bytes.
     All calls raise NetError: PortTimeout when the time limit (seconds; None: none) passes, PortGone when the port was
     removed, or no switch came in the place of one that ended.
@@ -112,7 +118,10 @@ class HostPort:
         self._parts = naming.split(network)
         self._options = options
         self._patience = patience
-        self._looked = 0.0
+        self._gone: PortGone | None = None
+        """why it is no longer a port"""
+        self._talk = threading.Lock()
+        """held by who uses the connection"""
         self._closed = False
         self._client = Client.connect(*self._parts)
         self.mtu: int = self._client.hello["mtu"]
@@ -125,8 +134,12 @@ class HostPort:
             self._out, self._in = self._region.sender("out"), self._region.receiver("in")
             self._add()
         except BaseException:
-            self.close()
+            self._client.close()
+            self._region.close()
             raise
+        self._ended = os.eventfd(0, os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._stay, name=f"port-{name}", daemon=True)
+        self._thread.start()
 
     def _make(self, size: int) -> shm.Region:
         longest = OFFLOAD + (FRAME_MAX if self._options["offloads"] else self.mtu + TAGGED_HEADER)
@@ -136,7 +149,7 @@ class HostPort:
         try:
             return shm.Region.create(name, channels=rings, backing="memfd", serve=False)
         except shm.ShmError as error:
-            raise NetError(f"port {self.name} of {self.network}: {error}") from None
+            raise NetError(f"{self._where}: {error}") from None
 
     def _add(self) -> None:
         self._client.call(requests.add_ring(self.name, self._region, hold=True, **self._options))
@@ -147,8 +160,8 @@ class HostPort:
         """Send a frame, of 14 bytes at least; wait while the ring is full."""
         if not HEADER <= len(frame) <= self._out.info.max_message - OFFLOAD:
             raise NetError(
-                f"port {self.name} of {self.network}: a frame of {len(frame)} bytes can't be; the network's MTU of "
-                f"{self.mtu} allows {HEADER} to {self._out.info.max_message - OFFLOAD}"
+                f"{self._where}: a frame of {len(frame)} bytes can't be; the network's MTU of {self.mtu} allows "
+                f"{HEADER} to {self._out.info.max_message - OFFLOAD}"
             )
         message = (_DONE if offload is DONE else offload.pack()) + frame
         self._patiently(lambda left: self._out.send(message, left), timeout)
@@ -179,66 +192,103 @@ class HostPort:
 
     def show(self) -> dict[str, Any]:
         """Return what the switch knows of this port: state, counters."""
-        for port in self._client.call(requests.show())["ports"]:
-            if port["name"] == self.name:
-                found: dict[str, Any] = port
-                return found
-        raise self._removed()
+        with self._talk:
+            self._check()
+            found = self._find()
+        if found is None:
+            raise self._removed()
+        return found
+
+    def _find(self) -> dict[str, Any] | None:
+        ports: list[dict[str, Any]] = self._client.call(requests.show())["ports"]
+        return next((port for port in ports if port["name"] == self.name), None)
+
+    def _check(self) -> None:
+        if self._gone is not None:
+            raise self._gone
 
     def _patiently(self, call: Callable[[float], Result], timeout: float | None) -> Result:
-        """Return what `call` does within a time limit, which gets slices of it; joins a new switch meanwhile."""
-        if self._closed:
-            raise PortGone(f"port {self.name} of {self.network} is closed")
-        now = time.monotonic()
-        deadline = None if timeout is None else now + timeout
-        if now - self._looked > LOOK:
-            self._look(now)
+        """Return what `call` does within a time limit, which gets slices of it."""
+        self._check()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        left = LOOK if timeout is None else min(LOOK, max(0.0, timeout))
         while True:
-            left = LOOK if deadline is None else min(LOOK, max(0.0, deadline - now))
             try:
                 return call(left)
             except (shm.ChannelTimeout, shm.ChannelFull):
-                now = time.monotonic()
-                if deadline is not None and now >= deadline:
-                    raise PortTimeout(f"port {self.name} of {self.network}: the time limit passed") from None
-                self._look(now)
+                self._check()
             except (shm.ChannelClosed, shm.PeerGone):
-                if self._client.alive:
-                    raise self._removed() from None
-                self._rejoin()
+                self._check_removed()
+                time.sleep(RETRY)
             except shm.ShmError as error:
-                raise NetError(f"port {self.name} of {self.network}: {error}") from None
+                self._check()
+                raise NetError(f"{self._where}: {error}") from None
+            if deadline is not None:
+                left = min(LOOK, deadline - time.monotonic())
+                if left <= 0:
+                    raise PortTimeout(f"{self._where}: the time limit passed") from None
 
-    def _look(self, now: float) -> None:
-        self._looked = now
-        if not self._client.alive:
-            self._rejoin()
+    def _check_removed(self) -> None:
+        """The switch has let go of the rings: it has ended, and another one may come, or the port was removed."""
+        self._check()
+        if not self._talk.acquire(timeout=RETRY):  # The thread is joining the next switch.
+            return
+        try:
+            found = self._find()
+        except ConnectionLostError:
+            return
+        finally:
+            self._talk.release()
+        if found is None:
+            raise self._removed()
+
+    # --- the thread --------------------------------------------------------------------------------------------
+
+    def _stay(self) -> None:
+        """Stay a port until it is closed, or no switch comes any more."""
+        while self._gone is None:
+            watched = select.poll()
+            watched.register(self._ended, select.POLLIN)
+            watched.register(self._client.fileno(), select.POLLIN)
+            watched.poll()
+            with self._talk:  # Else it was an answer, and is taken by now.
+                if self._gone is None and not self._client.alive:
+                    self._rejoin()
 
     def _rejoin(self) -> None:
-        """Join the switch that comes in the place of the one that ended. Raises PortGone, NetError."""
+        """Join the switch that comes in the place of the one that ended."""
         self._client.close()
         deadline = time.monotonic() + self._patience
-        while True:
+        while self._gone is None:
             try:
                 self._client = Client.connect(*self._parts)
                 self._add()
                 return
             except ConnectionLostError:
                 if time.monotonic() >= deadline:
-                    raise PortGone(
-                        f"port {self.name} of {self.network}: the switch ended, and none came in its place"
-                    ) from None
-                time.sleep(LOOK / 4)
+                    self._gone = PortGone(f"{self._where}: the switch ended, and none came in its place")
+            except NetError as error:
+                self._gone = PortGone(str(error))
+            time.sleep(RETRY)
+
+    @property
+    def _where(self) -> str:
+        return f"port {self.name} of {self.network}"
 
     def _removed(self) -> PortGone:
-        return PortGone(f"port {self.name} of {self.network} was removed from its switch")
+        return PortGone(f"{self._where} was removed from its switch")
 
     def close(self) -> None:
         """Leave the network. A second time does nothing."""
-        if not self._closed:
-            self._closed = True
-            self._client.close()
-            self._region.close()
+        if self._closed:
+            return
+        self._closed = True
+        self._gone = self._gone or PortGone(f"{self._where} is closed")
+        os.eventfd_write(self._ended, 1)
+        self._thread.join()
+        os.close(self._ended)
+        self._client.close()
+        self._region.close()
 
     def __enter__(self) -> Self:
         return self

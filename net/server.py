@@ -30,13 +30,16 @@ their fields):
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import errno
 import os
 import resource
 import selectors
 import signal
 import socket
+import struct
 import sys
+import traceback
+from collections import deque
 from typing import Any
 
 from net import wire
@@ -48,10 +51,9 @@ if TYPE_CHECKING:
     from net.service import Service
 
 CONNECTIONS = 64
-UNREAD_LIMIT = 32 << 20
-"""bytes of answers that one connection may leave unread"""
 CONFIGURATION_TIMEOUT = 30.0
-PR_SET_PDEATHSIG = 1
+PROCESS_ID = struct.Struct("iII")
+"""process, user and group of a socket's other end"""
 
 
 class Connection:
@@ -60,6 +62,8 @@ class Connection:
     def __init__(self, peer: socket.socket) -> None:
         self.peer = peer
         self.incoming = wire.Incoming(wire.REQUEST_LIMIT)
+        self.requests: deque[wire.Received] = deque()
+        """come, but not begun"""
         self.unsent = bytearray()
         self.refused = False
         """nothing more is read of it; it gets what is unsent"""
@@ -75,24 +79,37 @@ class Server:
         self._connections: set[Connection] = set()
         self._listener = service.folder.listen(CONNECTIONS)
         self._signals = signals
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._selector.register(signals, selectors.EVENT_READ)
         self._lifeline: Connection | None = None
+        self._starter: int | None = None
+        """descriptor of the process that has the lifeline, and whose children may have inherited it"""
         first = self._welcome(starter)
         if service.lifeline:
             self._lifeline = first
-            service.stopping = not first.open
+            self._starter = _process_of(starter) if first.open else None
+            service.stopping = self._starter is None
+            if self._starter is not None:
+                self._selector.register(self._starter, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Serve until the end."""
+        """Serve until the end: of those who sent several requests one at a time, in turn."""
+        busy: list[Connection] = []
         while not self._service.stopping:
-            for key, events in self._selector.select():
+            for key, events in self._selector.select(0 if busy else None):
                 if key.fileobj is self._listener:
                     self._accept()
-                elif key.fileobj == self._signals:
+                elif key.fileobj in (self._signals, self._starter):
                     self._service.stopping = True
+                elif events & selectors.EVENT_WRITE:
+                    self._flush(key.data)
                 else:
-                    self._serve(key.data, events)
+                    self._receive(key.data)
+            for connection in list(self._connections):
+                if connection.requests and not connection.unsent and not self._service.stopping:
+                    self._serve(connection)
+            busy = [one for one in self._connections if one.requests and not one.unsent]
 
     def close(self) -> None:
         """Close and remove everything."""
@@ -104,7 +121,9 @@ class Server:
     def _accept(self) -> None:
         try:
             peer, _ = self._listener.accept()
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                self._turn_away()
             return
         if len(self._connections) < CONNECTIONS:
             self._welcome(peer)
@@ -114,6 +133,13 @@ class Server:
             text = f"network {self._service.name}: {CONNECTIONS} connections are open already; close some"
             peer.send(wire.pack({"error": text}))
 
+    def _turn_away(self) -> None:
+        """Take one who waits, for whom there is no descriptor, by the spare one, or he would wake us for ever."""
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            self._listener.accept()[0].close()
+        self._spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
     def _welcome(self, peer: socket.socket) -> Connection:
         peer.setblocking(False)
         connection = Connection(peer)
@@ -122,11 +148,7 @@ class Server:
         self._answer(connection, {"ok": {"version": wire.VERSION, **self._service.hello()}})
         return connection
 
-    def _serve(self, connection: Connection, events: int) -> None:
-        if events & selectors.EVENT_WRITE:
-            self._flush(connection)
-        if not events & selectors.EVENT_READ or not connection.open:
-            return
+    def _receive(self, connection: Connection) -> None:
         try:
             requests = connection.incoming.receive(connection.peer)
         except BlockingIOError:
@@ -140,29 +162,38 @@ class Server:
         if requests is None:
             self._drop(connection)
             return
-        for request, descriptors in requests:
-            try:
-                if connection.open and not self._service.stopping:
-                    self._answer(connection, self._result(request, descriptors, connection))
-            finally:
-                wire.close(descriptors)
+        connection.requests += requests
+        self._watch(connection)
 
-    def _result(self, request: wire.Message, descriptors: list[int], connection: Connection) -> wire.Message:
+    def _serve(self, connection: Connection) -> None:
+        """Do what the next request asks."""
+        request = connection.requests.popleft()
         try:
-            return {"ok": self._service.call(request, descriptors, connection)}
+            self._answer(connection, self._result(request, connection))
+        finally:
+            wire.close(request.descriptors)
+
+    def _result(self, request: wire.Received, connection: Connection) -> wire.Message:
+        where = f"network {self._service.name}: {request.message.get('op')}"
+        try:
+            if request.lost:
+                raise NetError(f"{where}: its descriptors did not all come; at most {wire.DESCRIPTORS} can")
+            return {"ok": self._service.call(request.message, request.descriptors, connection)}
         except (NetError, ShmError) as error:
             return {"error": str(error)}
         except OSError as error:
-            return {"error": f"network {self._service.name}: {request.get('op')}: {error}"}
+            return {"error": f"{where}: {error}"}
+        except Exception as error:  # A fault of ours ends no network: it is told, and forwarding goes on.
+            traceback.print_exc()
+            return {"error": f"{where}: failed: {error!r}"}
 
     def _answer(self, connection: Connection, answer: wire.Message) -> None:
         connection.unsent += wire.pack(answer)
-        if len(connection.unsent) > UNREAD_LIMIT:
-            self._drop(connection)
-        else:
-            self._flush(connection)
+        self._flush(connection)
 
     def _flush(self, connection: Connection) -> None:
+        if not connection.open:
+            return
         try:
             while connection.unsent:
                 del connection.unsent[: connection.peer.send(connection.unsent)]
@@ -174,33 +205,55 @@ class Server:
         if connection.refused and not connection.unsent:
             self._drop(connection)
             return
-        reading = 0 if connection.refused else selectors.EVENT_READ
-        writing = selectors.EVENT_WRITE if connection.unsent else 0
-        self._selector.modify(connection.peer, reading | writing, connection)
+        self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Wait for what is due: its reading of an answer, or its next request if there is none to do."""
+        wanted = selectors.EVENT_WRITE if connection.unsent else 0 if connection.requests else selectors.EVENT_READ
+        key = self._selector.get_map().get(connection.peer)
+        if key is not None and not wanted:
+            self._selector.unregister(connection.peer)
+        elif key is None and wanted:
+            self._selector.register(connection.peer, wanted, connection)
+        elif key is not None and key.events != wanted:
+            self._selector.modify(connection.peer, wanted, connection)
 
     def _drop(self, connection: Connection) -> None:
         if not connection.open:
             return
         connection.open = False
         self._connections.discard(connection)
-        self._selector.unregister(connection.peer)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(connection.peer)
         connection.peer.close()
         connection.incoming.close()
+        for request in connection.requests:
+            wire.close(request.descriptors)
+        connection.requests.clear()
         self._service.drop(connection)
         if connection is self._lifeline:
             self._service.stopping = True
+
+
+def _process_of(connection: socket.socket) -> int | None:
+    """Return a descriptor of the process that made a connected pair of sockets; None if it is no more."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PROCESS_ID.size)
+    try:
+        return os.pidfd_open(PROCESS_ID.unpack(found)[0])
+    except OSError:
+        return None
 
 
 def _configuration(starter: socket.socket) -> dict[str, Any]:
     """Return what comes first. Raises WireError, OSError."""
     starter.settimeout(CONFIGURATION_TIMEOUT)
     incoming = wire.Incoming(wire.REQUEST_LIMIT)
-    messages: list[tuple[wire.Message, list[int]]] | None = []
-    while not messages:
-        messages = incoming.receive(starter)
-        if messages is None:
+    received: list[wire.Received] | None = []
+    while not received:
+        received = incoming.receive(starter)
+        if received is None:
             raise wire.WireError("the configuration did not come")
-    return messages[0][0]
+    return received[0].message
 
 
 def _prepare() -> int:
@@ -229,8 +282,6 @@ def main(arguments: list[str]) -> int:
     signals = _prepare()
     try:
         configuration = _configuration(starter)
-        if configuration.get("lifeline", True):
-            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         from net.service import Service
 
         service = Service(configuration)

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from net import naming
+from net.captures import Captures
 from net.errors import NetError
 from net.fields import U32, Fields
 from net.folder import Folder
@@ -27,6 +28,8 @@ OFFLOAD_SIZE, ETHERNET_SIZE = 12, 18
 MEMORY_LIMIT = 1 << 36
 RATE_LIMIT = 1 << 40
 BELLS = 4
+TERMS = 64
+"""ports, and addresses, that one capture may look for"""
 
 Op = Callable[[Fields, list[int], object], Any]
 
@@ -54,6 +57,7 @@ class Service:
         except BaseException:
             self.folder.remove()
             raise
+        self._captures = Captures(self._switch.pointer)
         self._regions: dict[str, Region] = {}
         self._paths: dict[str, str] = {}
         self._holders: dict[str, object] = {}
@@ -65,6 +69,7 @@ class Service:
             "add_tap": self._add_tap,
             "add_packet": self._add_packet,
             "remove": self._remove,
+            "capture": self._capture,
             "stop": self._stop,
         }
 
@@ -110,9 +115,11 @@ class Service:
         """Remove what `holder`, who is gone, held."""
         for name in [name for name, other in self._holders.items() if other is holder]:
             self._take_away(name)
+        self._captures.drop(holder)
 
     def close(self) -> None:
-        """Close the switch with all its ports."""
+        """Close the switch with all its ports and captures."""
+        self._captures.close()
         self._switch.close()
         for region in self._regions.values():
             region.close()
@@ -125,33 +132,47 @@ class Service:
         _none(fields, descriptors)
         ports = self._switch.ports()
         names = {port.id: port.name for port in ports}
-        addresses = [asdict(address) for address in self._switch.addresses()]
+        addresses = [asdict(address) | {"port": names.get(address.port)} for address in self._switch.addresses()]
         return {
             **self.hello(),
             "ports": [self._describe(port) for port in ports],
-            "addresses": [address | {"port": names.get(address["port"])} for address in addresses],
+            "addresses": addresses,
+            "captures": self._captures.describe(holder),
         }
 
     def _describe(self, port: PortInfo) -> dict[str, Any]:
-        return asdict(port) | {
-            "path": self._paths.get(port.name),
-            "held": port.name in self._holders,
-            "attached": port.name in self.folder.attached,
-        }
+        known: dict[str, Any] = asdict(port)
+        options: dict[str, Any] = known.pop("options")
+        return (
+            known
+            | options
+            | {
+                "path": self._paths.get(port.name),
+                "held": port.name in self._holders,
+                "attached": port.name in self.folder.attached,
+            }
+        )
 
     def _add_ring(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
         name, options, hold = _port(fields)
         where = fields.where = f"{fields.where}: port {name}"
         region_name = fields.text("region")
-        channels = {way: self._channel(fields.table(way)) for way in ("out", "in")}
+        channels = {way: _channel(fields.table(way)) for way in ("out", "in")}
         fields.end()
+        longest = message_size(self.mtu)
+        for way, channel in channels.items():
+            if channel.max_message < longest:
+                raise NetError(
+                    f"{where}: {way}: its messages have at most {channel.max_message} bytes, "
+                    f"but a frame of this network takes up to {longest}"
+                )
         if not 2 <= len(descriptors) <= 1 + BELLS:
             raise NetError(f"{where}: {len(descriptors)} descriptors came; it takes the region's memory and its bells")
         memory, *bells = descriptors
         size = _memory_size(where, memory)
         for bell in bells:
             _check_bell(where, bell)
-        if max(max(info.data_bell, info.space_bell) for info in channels.values()) >= len(bells):
+        if max(max(channel.data_bell, channel.space_bell) for channel in channels.values()) >= len(bells):
             raise NetError(f"{where}: a channel's bell is not among the {len(bells)} that came")
         region = Region(region_name, memory, bells, size)
         descriptors.clear()  # They are the region's.
@@ -163,23 +184,6 @@ class Service:
             raise
         self._regions[name] = region
         return self._added(info, hold, holder)
-
-    def _channel(self, fields: Fields) -> ChannelInfo:
-        """Return a ring's place as it was told. Checked: its numbers; whether it lies in the memory is the switch's."""
-        fields.text("name")
-        if fields.text("kind") != "spsc":
-            raise NetError(f"{fields.where}: a port's rings have one sender and one receiver (spsc)")
-        offset, span = fields.number("offset", 0, MEMORY_LIMIT), fields.number("span", 0, MEMORY_LIMIT)
-        size, message = fields.number("size", 512, MEMORY_LIMIT), fields.number("max_message", 1, U32)
-        lanes, flags = fields.number("lanes", 1, 1), fields.number("flags", 0, U32)
-        bells = fields.number("data_bell", 0, BELLS - 1), fields.number("space_bell", 0, BELLS - 1)
-        fields.end()
-        if message < message_size(self.mtu):
-            raise NetError(
-                f"{fields.where}: its messages have at most {message} bytes, but a frame of this network takes up to "
-                f"{message_size(self.mtu)}"
-            )
-        return ChannelInfo(fields.where, "spsc", offset, span, size, message, lanes, flags, *bells)
 
     def _add_vhost(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
         name, options, hold = _port(fields)
@@ -212,6 +216,7 @@ class Service:
     def _added(self, info: PortInfo, hold: bool, holder: object) -> dict[str, Any]:
         if hold:
             self._holders[info.name] = holder
+        self._captures.refresh(self._numbers())
         return self._describe(info)
 
     def _remove(self, fields: Fields, descriptors: list[int], holder: object) -> None:
@@ -228,6 +233,33 @@ class Service:
         region = self._regions.pop(name, None)
         if region is not None:
             region.close()
+        self._captures.refresh(self._numbers())
+
+    def _numbers(self) -> dict[str, int]:
+        return {port.name: port.id for port in self._switch.ports()}
+
+    def _capture(self, fields: Fields, descriptors: list[int], holder: object) -> dict[str, Any]:
+        region_name, snap = fields.text("region"), fields.number("snap", 0, U32, 0)
+        channel = _channel(fields.table("channel"))
+        ports, macs = fields.texts("ports", TERMS), fields.macs("macs", TERMS)
+        fields.end()
+        numbers = self._numbers()
+        for name in ports:
+            if name not in numbers:
+                raise NetError(f"{fields.where}: there is no port {name!r} (there: {', '.join(numbers) or 'none'})")
+        if len(descriptors) != 1:
+            raise NetError(f"{fields.where}: {len(descriptors)} descriptors came; it takes the memory of a ring")
+        region = Region(region_name, descriptors[0], [], _memory_size(fields.where, descriptors[0]))
+        descriptors.clear()
+        try:
+            region.channels = {"frames": channel}
+            self._captures.add(
+                region, "frames", holder, ports=ports, macs=macs, snap=snap, numbers=numbers, where=fields.where
+            )
+        except BaseException:
+            region.close()
+            raise
+        return {"ports": [{"id": port.id, "name": port.name, "kind": port.kind} for port in self._switch.ports()]}
 
     def _stop(self, fields: Fields, descriptors: list[int], holder: object) -> None:
         _none(fields, descriptors)
@@ -245,6 +277,19 @@ def _port(fields: Fields) -> tuple[str, dict[str, Any], bool]:
         offloads=fields.flag("offloads", True),
     )
     return name, asdict(options), fields.flag("hold", False)
+
+
+def _channel(fields: Fields) -> ChannelInfo:
+    """Return a ring's place as it was told. Checked: its numbers; whether it lies in the memory is the switch's."""
+    fields.text("name")
+    if fields.text("kind") != "spsc":
+        raise NetError(f"{fields.where}: has to have one sender and one receiver (spsc)")
+    offset, span = fields.number("offset", 0, MEMORY_LIMIT), fields.number("span", 0, MEMORY_LIMIT)
+    size, message = fields.number("size", 512, MEMORY_LIMIT), fields.number("max_message", 1, U32)
+    lanes, flags = fields.number("lanes", 1, 1), fields.number("flags", 0, U32)
+    bells = fields.number("data_bell", 0, BELLS - 1), fields.number("space_bell", 0, BELLS - 1)
+    fields.end()
+    return ChannelInfo(fields.where, "spsc", offset, span, size, message, lanes, flags, *bells)
 
 
 def _none(fields: Fields, descriptors: list[int]) -> None:

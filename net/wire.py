@@ -11,7 +11,7 @@ import os
 import socket
 import struct
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -50,6 +50,15 @@ def send(connection: socket.socket, data: bytes, descriptors: Sequence[int] = ()
     return connection.sendmsg([data], ancillary)
 
 
+class Received(NamedTuple):
+    """A message, and the descriptors that came with it, which are the caller's."""
+
+    message: Message
+    descriptors: list[int]
+    lost: bool
+    """descriptors were lost: there were too many, or this process can have no more; then none is given"""
+
+
 class Incoming:
     """Cuts a stream of bytes into messages, each with the descriptors that came with it."""
 
@@ -57,12 +66,10 @@ class Incoming:
         self.limit = limit
         self._buffer = bytearray()
         self._descriptors: list[int] = []
+        self._lost = False
 
-    def receive(self, connection: socket.socket) -> list[tuple[Message, list[int]]] | None:
-        """Take what is there; return the messages it completes, whose descriptors are the caller's; None at the end.
-
-        Raises WireError, OSError.
-        """
+    def receive(self, connection: socket.socket) -> list[Received] | None:
+        """Take what is there; return the messages it completes; None at the end. Raises WireError, OSError."""
         room = socket.CMSG_SPACE(DESCRIPTORS * array.array("i").itemsize)
         data, ancillary, flags, _ = connection.recvmsg(CHUNK, room, socket.MSG_CMSG_CLOEXEC)
         for level, kind, content in ancillary:
@@ -71,10 +78,11 @@ class Incoming:
                 found.frombytes(content[: len(content) - len(content) % found.itemsize])
                 self._descriptors += found
         if flags & socket.MSG_CTRUNC or len(self._descriptors) > DESCRIPTORS:
-            raise WireError(f"more than {DESCRIPTORS} descriptors came with one request")
+            self.close()
+            self._lost = True
         return self.feed(data) if data else None
 
-    def feed(self, data: bytes) -> list[tuple[Message, list[int]]]:
+    def feed(self, data: bytes) -> list[Received]:
         """Take the next bytes; return the messages they complete. Raises WireError."""
         self._buffer += data
         messages = []
@@ -87,12 +95,13 @@ class Incoming:
                 end = at + HEADER.size + size
                 if len(self._buffer) < end:
                     break
-                messages.append((_unpack(bytes(self._buffer[at + HEADER.size : end])), self._descriptors))
-                self._descriptors = []
+                message = _unpack(bytes(self._buffer[at + HEADER.size : end]))
+                messages.append(Received(message, self._descriptors, self._lost))
+                self._descriptors, self._lost = [], False
                 at = end
         except WireError:
-            for _, descriptors in messages:
-                close(descriptors)
+            for received in messages:
+                close(received.descriptors)
             raise
         del self._buffer[:at]
         return messages

@@ -81,10 +81,14 @@ def _drops(counters: dict[str, Any]) -> str:
 
 def _addresses(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     rows = [
-        [address["mac"], str(address["vlan"] or ""), address["port"] or "?", f"{address['age_ns'] / 1e9:.1f} s"]
-        for address in sorted(found["addresses"], key=lambda address: address["age_ns"])
+        [address["mac"], str(address["vlan"] or ""), address["port"] or "?", _age(address["age"])]
+        for address in sorted(found["addresses"], key=lambda address: address["age"])
     ]
     return ["ADDRESS", "VLAN", "PORT", "AGE"], rows
+
+
+def _age(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds else "its own"
 
 
 def watch(network: str, *, as_json: bool) -> None:
