@@ -118,6 +118,28 @@ def test_a_guest_that_is_started_again_has_its_place_on_the_network(place: Place
         cluster.down()
 
 
+def test_a_guest_that_spoils_its_rings(place: Place, tmp_path: Path) -> None:
+    """Its port is shut, nothing else; when it is started again, it has a new one."""
+    (tmp_path / "runs").write_bytes(bytes(4096))
+    text = CLUSTER + 'regions = { runs = "rw" }\n[region.runs]\nfile = "runs"\n'
+    with Host() as host:
+        cluster = host.up(place.file(text))
+        seen: set[str] = set()
+
+        def quarantined() -> bool:
+            ports = cluster.networks["lan"].show()["switch"]["ports"]
+            seen.update(str(port["field"]) for port in ports if port["quarantined"])
+            return bool(seen)
+
+        until(quarantined)
+        print(f"quarantined: {seen}")
+        more_answers(cluster)
+        assert cluster.result().guests["answerer"].restarts == 1
+        assert not any(port["quarantined"] for port in cluster.networks["lan"].show()["switch"]["ports"])
+        assert switch(cluster)["restarts"] == 0
+        cluster.down()
+
+
 def test_a_switch_outlives_its_supervisor(place: Place) -> None:
     with Host() as host:
         cluster = host.up(place.file(CLUSTER))

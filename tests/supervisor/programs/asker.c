@@ -5,6 +5,16 @@
 #define PATIENCE_NS 50000000
 #define EVERY 20
 
+/* Waits for the answer to `number`; late ones to earlier questions are passed over. */
+static int answered(struct udp_socket *socket, uint32_t peer, uint64_t number) {
+    uint64_t answer;
+    struct udp_peer from;
+    while (udp_receive_from(socket, &answer, sizeof answer, &from, PATIENCE_NS) == sizeof answer)
+        if (answer == ~number && from.address == peer)
+            return 1;
+    return 0;
+}
+
 int main(int argc, char **argv) {
     struct udp_socket *socket = udp_must_open(net_must_open(NULL), 0);
     uint32_t peer = net_resolve(argv[1]);
@@ -15,12 +25,9 @@ int main(int argc, char **argv) {
     report("peer", (const char *)net_address_text(peer, text));
     uint64_t last = guest_now_ns();
     for (uint64_t number = 0; answers < count; number++) {
-        uint64_t answer = 0;
-        struct udp_peer from;
         /* A network that is away for a moment, or a peer: asked again. */
         int sent = udp_send_to(socket, peer, ASKED, &number, sizeof number, PATIENCE_NS);
-        if (!sent && udp_receive_from(socket, &answer, sizeof answer, &from, PATIENCE_NS) == sizeof answer &&
-            answer == ~number && from.address == peer) {
+        if (!sent && answered(socket, peer, number)) {
             uint64_t now = guest_now_ns();
             if (now - last > gap)
                 gap = now - last;
