@@ -39,7 +39,7 @@ struct net_counters {
     uint64_t malformed;       /* lengths or addresses that can't be, */
     uint64_t checksum;        /* spoiled on the way, */
     uint64_t fragment;        /* a part of a datagram, */
-    uint64_t segments;        /* several datagrams in one frame, */
+    uint64_t segments;        /* several packets in one frame, other than UDP's, */
     uint64_t no_socket;       /* to a port that nobody has open, */
     uint64_t queue_full;      /* for a socket that was not read, */
     uint64_t unanswered;      /* an answer, for which the ring had no room */
@@ -82,6 +82,7 @@ struct channel *net_inbox(struct net_port *port);
 #define NET_ETHERNET 14               /* bytes: destination, source, type */
 #define NET_NEEDS_CHECKSUM 1          /* offload flags: the checksum is undone ... */
 #define NET_CHECKED 2                 /* ... or was found to be right (in received frames only) */
+#define NET_SEGMENTS_UDP 5            /* segmentation: several datagrams under one header; TCP's are 1 and 4 */
 
 /*
  * What the sender of a frame left undone, zero for nothing (struct virtio_net_hdr_v1 of virtio 1.2, 5.1.6). With
@@ -90,9 +91,9 @@ struct channel *net_inbox(struct net_port *port);
  */
 struct net_offload {
     uint8_t flags;
-    uint8_t segmentation;             /* kind; 0: one packet */
+    uint8_t segmentation;             /* kind; 0: one packet. A port's switch sends it none unless its MTU is 65535 */
     uint16_t header_size;
-    uint16_t segment_size;
+    uint16_t segment_size;            /* bytes behind each one's headers */
     uint16_t checksum_start;
     uint16_t checksum_offset;
     uint16_t buffers;                 /* of no meaning here */

@@ -45,6 +45,7 @@ int net_ip_unchecked(const struct net_offload *offload, uint32_t start, uint32_t
 /* Checked: all lengths against the frame, the header's checksum, both addresses. NULL, or the counter of what is wrong. */
 static uint64_t *parse(struct net_port *port, const uint8_t *frame, uint32_t size, const struct wire_ethernet *ethernet,
                        struct net_packet *packet) {
+    const struct net_offload *offload = packet->offload;
     struct net_counters *counters = &port->counters;
     uint8_t bytes[60];
     struct wire_ipv4 header;
@@ -55,7 +56,7 @@ static uint64_t *parse(struct net_port *port, const uint8_t *frame, uint32_t siz
     memcpy(&header, bytes, sizeof header);
     uint32_t words = header.version_words & 15, whole = wire16(header.size);
     if (header.version_words >> 4 != 4 || words < 5 || words * 4 > whole || whole > left ||
-        whole > port->info->mtu)
+        (whole > port->info->mtu && !offload->segmentation))
         return &counters->malformed;
     if (wire_fold(wire_sum(bytes, words * 4, 0)) != 0xffff)
         return &counters->checksum;
@@ -77,11 +78,18 @@ static uint64_t *parse(struct net_port *port, const uint8_t *frame, uint32_t siz
     return NULL;
 }
 
+/* Several datagrams in one frame, as segmentation offload of UDP makes it: the checksum is undone (5.1.6.2). */
+static int is_uso(const struct net_packet *packet) {
+    return packet->protocol == IPV4_UDP && packet->offload->segmentation == NET_SEGMENTS_UDP &&
+           packet->offload->flags & NET_NEEDS_CHECKSUM &&
+           net_ip_unchecked(packet->offload, packet->start, offsetof(struct wire_udp, checksum));
+}
+
 static void receive_ipv4(struct net_port *port, const struct net_offload *offload, const uint8_t *frame, uint32_t size,
                          const struct wire_ethernet *ethernet) {
     struct net_packet packet = {.offload = offload};
     uint64_t *counter = parse(port, frame, size, ethernet, &packet);
-    if (!counter && offload->segmentation)
+    if (!counter && offload->segmentation && !is_uso(&packet))
         counter = &port->counters.segments;
     if (counter)
         ++*counter;

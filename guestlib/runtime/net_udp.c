@@ -144,9 +144,18 @@ static void popped(struct udp_socket *socket, const struct record *record) {
 
 /* ---- receiving --------------------------------------------------------------------------------------------------------- */
 
-/* Copies a datagram of `size` bytes and says whether the copy's checksum is right. */
-static int copy(const struct net_packet *packet, const struct wire_udp *header, void *to, uint32_t size) {
-    memcpy(to, packet->payload + sizeof *header, size);
+/* What arrived for a socket: one datagram, or several with one header, which are as long as `segment` but for the last. */
+struct arrival {
+    const struct net_packet *packet;
+    struct wire_udp header;
+    uint32_t size, segment;
+};
+
+/* Copies `size` bytes from `offset` on and says whether the copy's checksum is right. That of several is undone always. */
+static int copy(const struct arrival *arrival, uint32_t offset, void *to, uint32_t size) {
+    const struct net_packet *packet = arrival->packet;
+    const struct wire_udp *header = &arrival->header;
+    memcpy(to, packet->payload + sizeof *header + offset, size);
     if (!header->checksum || net_ip_unchecked(packet->offload, packet->start, offsetof(struct wire_udp, checksum)))
         return 1;
     uint32_t addresses[2] = {wire32(packet->source), wire32(packet->destination)};
@@ -154,51 +163,65 @@ static int copy(const struct net_packet *packet, const struct wire_udp *header, 
     return wire_fold(wire_sum(to, size, wire_sum(header, sizeof *header, sum))) == 0xffff;
 }
 
+static struct udp_peer sender(const struct arrival *arrival) {
+    return (struct udp_peer){arrival->packet->source, wire16(arrival->header.source)};
+}
+
 /* Straight to who waits for it: 1, or 0 where its checksum is wrong. */
-static int hand_over(struct udp_socket *socket, const struct net_packet *packet, const struct wire_udp *header, uint32_t size) {
-    if (size <= socket->room && !copy(packet, header, socket->data, size))
+static int hand_over(struct udp_socket *socket, const struct arrival *arrival, uint32_t offset, uint32_t size) {
+    if (size <= socket->room && !copy(arrival, offset, socket->data, size))
         return 0;
     socket->size = size <= socket->room ? (int64_t)size : NET_TOO_LONG;
-    socket->from = (struct udp_peer){packet->source, wire16(header->source)};
+    socket->from = sender(arrival);
     socket->taking = 0;
     return 1;
 }
 
-/* Checked: the lengths, against the packet; the header is read once. */
-static void receive(struct net_port *port, const struct net_packet *packet) {
-    struct net_counters *counters = &port->counters;
-    struct wire_udp header;
-    if (packet->size < sizeof header) {
-        counters->runt++;
-        return;
-    }
-    memcpy(&header, packet->payload, sizeof header);
-    uint32_t size = wire16(header.size);
-    if (size < sizeof header || size > packet->size) {
-        counters->malformed++;
-        return;
-    }
-    size -= (uint32_t)sizeof header;
-    struct udp_socket *socket = header.destination ? find(port, wire16(header.destination)) : NULL;
-    if (!socket) {
-        counters->no_socket++;
-        return;
-    }
+static void deliver(struct udp_socket *socket, const struct arrival *arrival, uint32_t offset, uint32_t size) {
+    struct net_counters *counters = &socket->port->counters;
     if (socket->taking) {
-        counters->checksum += !hand_over(socket, packet, &header, size);
+        counters->checksum += !hand_over(socket, arrival, offset, size);
         return;
     }
     struct record *record = push(socket, size);
     if (!record) {
         counters->queue_full++;
-        return;
-    }
-    if (!copy(packet, &header, record + 1, size)) {
+    } else if (!copy(arrival, offset, record + 1, size)) {
         counters->checksum++;
+    } else {
+        *record = (struct record){size, sender(arrival)};
+        pushed(socket, record);
+    }
+}
+
+/* Checked: the lengths, against the packet; the header is read once. */
+static void receive(struct net_port *port, const struct net_packet *packet) {
+    struct net_counters *counters = &port->counters;
+    struct arrival arrival = {.packet = packet};
+    if (packet->size < sizeof arrival.header) {
+        counters->runt++;
         return;
     }
-    *record = (struct record){size, {packet->source, wire16(header.source)}};
-    pushed(socket, record);
+    memcpy(&arrival.header, packet->payload, sizeof arrival.header);
+    uint32_t size = wire16(arrival.header.size);
+    if (size < sizeof arrival.header || size > packet->size) {
+        counters->malformed++;
+        return;
+    }
+    arrival.size = size - (uint32_t)sizeof arrival.header;
+    arrival.segment = packet->offload->segmentation ? packet->offload->segment_size : arrival.size;
+    uint16_t local = wire16(arrival.header.destination);
+    struct udp_socket *socket = local ? find(port, local) : NULL;
+    if (!socket) {
+        counters->no_socket++;
+        return;
+    }
+    uint32_t offset = 0;
+    do {
+        uint32_t left = arrival.size - offset;
+        deliver(socket, &arrival, offset, left < arrival.segment ? left : arrival.segment);
+        offset += arrival.segment;
+    } while (offset < arrival.size);
 }
 
 static int64_t take_first(struct udp_socket *socket, void *data, size_t room, struct udp_peer *from) {

@@ -12,7 +12,7 @@ from guest_programs import FUZZ, SANITIZERS  # type: ignore[import-not-found]
 from guestlib.build import INCLUDES, RUNTIME, toolchain
 
 LONG = bool(os.environ.get("HOSTD_LONG"))
-CASES = 5_000_000 if LONG else 300_000
+CASES = 5_000_000 if LONG else 200_000
 FLAGS = "-std=gnu11 -O1 -Wall -Wextra -Werror -fno-strict-aliasing -fno-delete-null-pointer-checks".split()
 
 

@@ -8,6 +8,7 @@ import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lan import (  # type: ignore[import-not-found]
@@ -102,7 +103,7 @@ class Station:
         self.peer = peer
         self.asked = 0
 
-    def send(self, packet: Packet, **offload: int) -> None:
+    def send(self, packet: Packet, **offload: Any) -> None:
         self.peer.send(bytes(packet), **offload)
 
     def frame(self) -> tuple[Packet, tuple[int, ...]]:
@@ -400,6 +401,19 @@ def test_what_is_said_of_a_checksum(lan: Lan, wire: Wire, station: Station, echo
     assert station.ends(guest) == {"checksum": len(lost)}
 
 
+def test_several_datagrams_may_come_in_one_frame(lan: Lan, echo: Path) -> None:
+    """As segmentation offload makes it, where frames are long enough: each is received by itself."""
+    wire = lan.wire(mtu=65535)
+    station = Station(lan.peer(wire))
+    guest = lan.guest(echo, Network(wire, mtu=65535))
+    data = random.Random(5).randbytes(60001)
+    for segment in (1400, 60000, 60001, 65535):
+        station.send(udp(data), flags=NEEDS_CHECKSUM, start=UDP_START, offset=UDP_CHECKSUM, gso=(5, segment))
+        pieces = [data[at : at + segment] for at in range(0, len(data), segment)]
+        assert [station.packet()[0][Raw].load for _ in pieces] == pieces
+    assert station.ends(guest) == {}
+
+
 def broken(packet: Packet, offset: int, data: bytes) -> bytes:
     """Return a packet with bytes changed and its IPv4 header's checksum made right again."""
     found = bytearray(bytes(packet))
@@ -457,9 +471,11 @@ def test_hostile_frames_are_counted_and_change_nothing(lan: Lan, wire: Wire, sta
     for message in (b"", b"\0" * 11, b"\0" * 25, b"\1" + b"\0" * 5 + b"\xff\xff" + b"\0" * 60, b"\0\4" + b"\0" * 60):
         station.peer.send_raw(message)  # no offload header, half a frame, impossible offloads
         expected["runt"] += 1
-    station.send(udp(b"many in one"), gso=(5, 4))
+    several = [{"flags": NEEDS_CHECKSUM, "start": UDP_START, "offset": UDP_CHECKSUM, "gso": (1, 4)}, {"gso": (5, 4)}]
+    for offload in several:  # TCP's kind of segments; UDP's without its checksum undone
+        station.send(udp(b"many in one"), **offload)
     assert station.silent()
-    assert station.ends(guest) == expected | {"segments": 1}
+    assert station.ends(guest) == expected | {"segments": len(several)}
 
 
 def test_datagrams_to_all_come_too(lan: Lan, wire: Wire, station: Station, echo: Path) -> None:
