@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from net.requests import Request
 
 STOP_TIMEOUT = 5.0
-ANSWER_TIMEOUT = 2.0
+CLOSE_DELAY = 1.0
+CHANGE_TIMEOUT, ANSWER_TIMEOUT = 10.0, 2.0
 
 
 class NetworkSwitch:
@@ -149,9 +150,12 @@ class NetworkSwitch:
         self._watched = os.pidfd_open(pid)
         asyncio.get_running_loop().add_reader(self._watched, self._gone)
 
-    async def _call(self, request: Request, timeout: float | None = None) -> Any:
-        assert self._client is not None
-        return await self._client.call(request, **({} if timeout is None else {"timeout": timeout}))
+    async def _call(self, request: Request, timeout: float = CHANGE_TIMEOUT) -> Any:
+        from net.client import ConnectionLostError
+
+        if self._client is None:
+            raise ConnectionLostError(f"network {self.full_name}: its switch has ended")
+        return await self._client.call(request, timeout)
 
     # --- ports -------------------------------------------------------------------------------------------------
 
@@ -259,7 +263,8 @@ class NetworkSwitch:
             os.close(self._watched)
             self._watched = None
         if self._client is not None:
-            self._client.close()
+            # Who still waits for an answer is to see the connection's end first.
+            asyncio.get_running_loop().call_later(CLOSE_DELAY, self._client.close)
             self._client = None
         if self._child is not None:
             with contextlib.suppress(subprocess.TimeoutExpired):
