@@ -68,7 +68,7 @@ class Office:
 
     def _run(self, name: str, linux: bool) -> GuestRun:
         group = SimpleNamespace(linux=SimpleNamespace() if linux else None, memory=0)
-        plan: Any = SimpleNamespace(name=name, group=group)
+        plan: Any = SimpleNamespace(name=name, group=group, ports={})
         return GuestRun(plan, state="running")
 
     async def _begin(self) -> Agents:
@@ -78,7 +78,11 @@ class Office:
         cluster = SimpleNamespace(name="c", path="c.toml")
         fleet = SimpleNamespace(runs=self.runs, agents=agents)
         supervisor: Any = SimpleNamespace(
-            fleet=fleet, plan=SimpleNamespace(cluster=cluster), foreground=False, started_at=0.0
+            fleet=fleet,
+            plan=SimpleNamespace(cluster=cluster),
+            networks=SimpleNamespace(summary=list),
+            foreground=False,
+            started_at=0.0,
         )
         self.server = Server(self.directory.control, {"cluster": "c"}, Service(supervisor).calls)
         await self.server.start()
