@@ -225,6 +225,8 @@ struct port *ring_port_new(const char *name, void *region, uint64_t size, const 
     int error = EINVAL;
     if (open_ring(&rp->out, region, size, out, bell_count, field) || open_ring(&rp->in, region, size, in, bell_count, field))
         goto failed;
+    if (rp->in.max_message < OFFLOAD_SIZE + FRAME_MAX) /* Segmentation can't be left to who has no room for such frames. */
+        rp->port.flags = PORT_TAKES_CSUM;
     error = -fault_guard(region, size, &rp->lost);
     if (error)
         goto failed;
