@@ -1,8 +1,9 @@
 /*
  * udp.c: two guests of a network bounce datagrams; `ping NAME` finds the other one by its name and measures, `pong` answers.
  *
- * Arguments: ping NAME [rounds] [size] [spin|sleep], or pong [spin|sleep]. Each answer is compared with what was sent. UDP may
- * lose datagrams: one that is not answered within a while is sent again, and counted.
+ * Arguments: ping NAME [rounds] [size] [spin|sleep], or pong [spin|sleep]; without either, they spin briefly, then sleep. To
+ * spin, the two and their switch need a processor each. Each answer is compared with what was sent. UDP may lose datagrams:
+ * one that is not answered within a while is counted, and the next one sent.
  * Reports of ping: rtt_ns_p50 and other percentiles, over `rounds` round trips after a tenth as many to warm up; `lost`.
  */
 #include "net.h"
@@ -121,6 +122,7 @@ int main(int argc, char **argv) {
     socket = udp_must_open(port, pinging ? 0 : PORT);
     if (!rounds || size < sizeof(uint64_t) || size > udp_max_size(socket))
         guest_fail("rounds must be positive and size %zu to %u bytes", sizeof(uint64_t), udp_max_size(socket));
-    net_spin(port, strcmp(argv[argc - 1], "sleep") == 0 ? 0 : CHANNEL_SPIN_ALWAYS);
+    if (strcmp(argv[argc - 1], "spin") == 0 || strcmp(argv[argc - 1], "sleep") == 0)
+        net_spin(port, argv[argc - 1][1] == 'p' ? CHANNEL_SPIN_ALWAYS : 0);
     return pinging ? ping(argv[2], rounds) : pong();
 }

@@ -15,7 +15,7 @@ from hostd.kvm import NoKvmError, System
 HERE = Path(__file__).parent
 NEED_KVM = (
     *("bench", "cli", "doctor", "kvm", "lab", "memory", "supervisor", "vmm"),
-    *("guestlib/test_channels.py", "guestlib/test_net_guest.py", "guestlib/test_net_pairs.py"),
+    *(f"guestlib/test_{part}.py" for part in ("channels", "net_guest", "net_pairs", "net_switch")),
 )
 """what runs guests, beside the tests with the fixture `system`; without KVM `make test` runs these in the lab"""
 LAB_SLOWNESS = 8
