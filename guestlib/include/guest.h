@@ -50,7 +50,7 @@ uint64_t guest_ns_to_ticks(uint64_t ns);
 /* 64 random bits; seeded by the host, differently at every start. Not for keys. */
 uint64_t guest_random(void);
 
-/* What the host told this guest: name, memory, stack, seed, regions, channels. */
+/* What the host told this guest: name, memory, stack, seed, regions, channels, networks. */
 const struct guest_info *guest_info(void);
 const char *guest_name(void);
 
