@@ -54,12 +54,10 @@ SWITCH = """
     void switch_free(struct net_switch *sw);
     int switch_run(struct net_switch *sw);
     void switch_stop(struct net_switch *sw);
-    void switch_lock(struct net_switch *sw);
-    void switch_unlock(struct net_switch *sw);
-    int64_t switch_add(struct net_switch *sw, struct port *port);
-    int switch_remove(struct net_switch *sw, uint32_t id);
-    uint32_t switch_ports(struct net_switch *sw, struct port **ports, uint32_t room);
-    uint32_t switch_addresses(struct net_switch *sw, struct switch_address *found, uint32_t room);
+    int64_t switch_join(struct net_switch *sw, struct port *port);
+    int switch_leave(struct net_switch *sw, uint32_t id);
+    uint32_t switch_look(struct net_switch *sw, struct port *copies, uint32_t room);
+    uint32_t switch_heard(struct net_switch *sw, struct switch_address *found, uint32_t room);
     void port_close(struct port *port);
 """
 

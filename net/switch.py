@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self, TypedDict, Unpack
@@ -100,6 +99,9 @@ class Switch:
         if self.pointer == ffi.NULL:
             raise NetError(f"no switch can be made: {os.strerror(ffi.errno)}")
         self._thread: threading.Thread | None = None
+        self._room = 2 * addresses + lib.SWITCH_PORTS
+        self._lock = threading.Lock()  # For those who add and remove; who forwards doesn't wait for them.
+        self._ids: dict[str, int] = {}
         self._options: dict[str, PortOptions] = {}
         self._regions: dict[str, Region] = {}
         self._failed = 0
@@ -122,15 +124,16 @@ class Switch:
 
     def close(self) -> None:
         """Stop forwarding and close all ports. Closing again does nothing."""
-        if self.pointer == ffi.NULL:
-            return
-        if self._thread is not None:
-            lib.switch_stop(self.pointer)
-            self._thread.join()
-        lib.switch_free(self.pointer)
-        self.pointer = ffi.NULL
-        self._options.clear()
-        self._regions.clear()
+        with self._lock:
+            if self.pointer == ffi.NULL:
+                return
+            if self._thread is not None:
+                lib.switch_stop(self.pointer)
+                self._thread.join()
+            lib.switch_free(self.pointer)
+            self.pointer = ffi.NULL
+            for known in (self._ids, self._options, self._regions):
+                known.clear()
 
     # --- ports -------------------------------------------------------------------------------------------------
 
@@ -160,12 +163,9 @@ class Switch:
                 return f"a ring of region {region.name} can't be used: {ffi.string(field[0]).decode()} is wrong"
             return os.strerror(error)
 
+        info = self._add(name, make, PortOptions(**options), reason)
         self._regions[name] = region
-        try:
-            return self._add(name, make, PortOptions(**options), reason)
-        except NetError:
-            del self._regions[name]
-            raise
+        return info
 
     def add_vhost(self, name: str, path: str, **options: Unpack[Options]) -> PortInfo:
         """Add a port that listens at `path` for a vhost-user front end, and for the next one when that has gone."""
@@ -212,61 +212,68 @@ class Switch:
         where = f"port {name}"
         if not 0 < len(name.encode()) <= NAME_LIMIT or "\0" in name:
             raise NetError(f"a port's name has 1 to {NAME_LIMIT} bytes, {name!r} has not")
-        if name in self._options:
-            raise NetError(f"{where}: there is one already; remove it or give another name")
         if options.mac is not None and (len(options.mac) != 6 or options.mac[0] & 1 or not any(options.mac)):
             raise NetError(f"{where}: {options.mac.hex(':')} is no address that an interface can have")
-        port = make()
-        if port == ffi.NULL:
-            raise NetError(f"{where}: {reason(ffi.errno)}")
-        if options.mac is not None:
-            port.mac = list(options.mac)
-            port.flags |= lib.PORT_FIXED_MAC
-        port.flags |= options.uplink * lib.PORT_UPLINK | options.isolated * lib.PORT_ISOLATED
-        if not options.offloads:
-            port.flags &= ~OFFLOADS
-        port.rate = options.rate
-        with self._locked():
-            result = lib.switch_add(self.pointer, port)
+        with self._lock:
+            self._check()
+            if name in self._ids:
+                raise NetError(f"{where}: there is one already; remove it or give another name")
+            port = make()
+            if port == ffi.NULL:
+                raise NetError(f"{where}: {reason(ffi.errno)}")
+            if options.mac is not None:
+                port.mac = list(options.mac)
+                port.flags |= lib.PORT_FIXED_MAC
+            port.flags |= options.uplink * lib.PORT_UPLINK | options.isolated * lib.PORT_ISOLATED
+            if not options.offloads:
+                port.flags &= ~OFFLOADS
+            port.rate = options.rate
+            result = lib.switch_join(self.pointer, port)
             if result < 0:
                 lib.port_close(port)
-                raise NetError(f"{where}: a switch has at most {lib.SWITCH_PORTS} ports: {os.strerror(-result)}")
-            self._options[name] = options
-            return self._info(port)
+                raise NetError(f"{where}: {self._refusal(-result, options)}")
+            self._ids[name], self._options[name] = result, options
+            [info] = (info for info in self._look() if info.id == result)
+            return info
+
+    def _refusal(self, error: int, options: PortOptions) -> str:
+        if error == errno.ENOSPC:
+            return f"the switch has {lib.SWITCH_PORTS} ports already; remove one"
+        if error == errno.EADDRINUSE and options.mac is not None:
+            [owner] = (name for name, other in self._options.items() if other.mac == options.mac)
+            return f"{options.mac.hex(':')} is the address of port {owner} already; give another one"
+        return os.strerror(error)
 
     def remove(self, name: str) -> None:
         """Close a port; its addresses are forgotten."""
-        with self._locked():
-            for port in self._ports():
-                if ffi.string(port.name) == name.encode():
-                    lib.switch_remove(self.pointer, port.id)
-                    break
-            else:
+        with self._lock:
+            self._check()
+            if name not in self._ids:
                 raise NetError(f"there is no port {name}")
-        del self._options[name]
-        self._regions.pop(name, None)
+            lib.switch_leave(self.pointer, self._ids.pop(name))
+            del self._options[name]
+            self._regions.pop(name, None)
 
     # --- what it knows -----------------------------------------------------------------------------------------
 
     def ports(self) -> list[PortInfo]:
         """Return the ports, as they are now, by name."""
-        with self._locked():
-            return sorted((self._info(port) for port in self._ports()), key=lambda info: info.name)
+        with self._lock:
+            self._check()
+            return sorted(self._look(), key=lambda info: info.name)
 
     def addresses(self) -> list[Address]:
         """Return the addresses that are known, by port and address."""
-        with self._locked():
-            room = 1 << 16
-            found = ffi.new("struct switch_address[]", room)
-            count = lib.switch_addresses(self.pointer, found, room)
-            listed = [
-                Address(bytes(found[i].mac), found[i].vlan, found[i].port, found[i].age_ns / 1e9) for i in range(count)
-            ]
+        with self._lock:
+            self._check()
+            found = ffi.new("struct switch_address[]", self._room)
+            known = found[0 : lib.switch_heard(self.pointer, found, self._room)]
+        listed = [Address(bytes(one.mac), one.vlan, one.port, one.age_ns / 1e9) for one in known]
         return sorted(listed, key=lambda address: (address.port, address.mac, address.vlan))
 
-    def _ports(self) -> list[Any]:
-        found = ffi.new("struct port *[]", lib.SWITCH_PORTS)
-        return list(found[0 : lib.switch_ports(self.pointer, found, lib.SWITCH_PORTS)])
+    def _look(self) -> list[PortInfo]:
+        copies = ffi.new("struct port[]", len(self._ids))
+        return [self._info(port) for port in copies[0 : lib.switch_look(self.pointer, copies, len(self._ids))]]
 
     def _info(self, port: Any) -> PortInfo:
         name = ffi.string(port.name).decode()
@@ -288,14 +295,8 @@ class Switch:
             Counters(*figures, drops, counted.wakes, counted.missed),
         )
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _check(self) -> None:
         if self.pointer == ffi.NULL:
             raise NetError("the switch is closed")
         if self._failed:
             raise NetError(f"the switch has stopped: {os.strerror(-self._failed)}")
-        lib.switch_lock(self.pointer)
-        try:
-            yield
-        finally:
-            lib.switch_unlock(self.pointer)

@@ -7,7 +7,7 @@
 
 #include "switch.h"
 
-enum { GUARDS = 8192, PAGE = 4096 };
+enum { GUARDS = 8192, PAGE = 4096, HUGE_PAGE = 2 << 20 };
 
 struct guard {
     uintptr_t start;        /* 0: free; written last when taken, first when given back */
@@ -22,26 +22,29 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int installed;
 static struct sigaction before;
 
-static void *anonymous(uintptr_t start, uint64_t size) {
-    return mmap((void *)start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+/* Puts zeros in the place of the page, of `size` bytes, that `at` lies in: 1, or 0 if it has another size. */
+static int replace_page(uintptr_t at, uint64_t size) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+    return mmap((void *)(at & ~(size - 1)), size, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED;
 }
 
-/* Puts a page of zeros where there is none any more; the access is then done again. */
+/* Tells those who guard the address, and puts zeros there; the access is then done again. */
 static void on_bus_error(int number, siginfo_t *info, void *context) {
     uintptr_t at = (uintptr_t)info->si_addr;
     uint32_t count = __atomic_load_n(&used, __ATOMIC_ACQUIRE);
-    int saved = errno;
+    int saved = errno, guarded = 0;
     for (uint32_t i = 0; i < count; i++) {
         const struct guard *guard = &guards[i];
         uintptr_t start = __atomic_load_n(&guard->start, __ATOMIC_ACQUIRE);
         if (!start || at < start || at - start >= guard->size)
             continue;
         __atomic_store_n(guard->lost, 1, __ATOMIC_RELEASE);
-        /* Of huge pages there is no small part: then all of it. */
-        if (anonymous(at & ~(uintptr_t)(PAGE - 1), PAGE) != MAP_FAILED || anonymous(start, guard->size) != MAP_FAILED) {
-            errno = saved;
-            return;
-        }
+        guarded = 1;
+    }
+    /* Of a huge page the kernel replaces no part. */
+    if (guarded && (replace_page(at, PAGE) || replace_page(at, HUGE_PAGE))) {
+        errno = saved;
+        return;
     }
     /* Not ours: whoever was there before, or the end. */
     if (before.sa_flags & SA_SIGINFO && before.sa_sigaction)

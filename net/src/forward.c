@@ -137,14 +137,16 @@ static void forward(struct net_switch *sw, struct port *from, const struct frame
     }
     if (to == from)
         return; /* It lives on the side that it came from. */
+    if (to && apart(from, to)) {
+        port_drop(from, DROP_ISOLATED);
+        return;
+    }
     if (sw->tap)
         sw->tap(sw->tap_context, frame, from, to);
-    if (!to)
-        flood(sw, from, frame);
-    else if (apart(from, to))
-        port_drop(from, DROP_ISOLATED);
-    else
+    if (to)
         deliver(sw, to, frame);
+    else
+        flood(sw, from, frame);
 }
 
 static void flush(struct net_switch *sw) {

@@ -21,6 +21,7 @@ struct net_switch {
     pthread_mutex_t lock;
     _Alignas(64) uint32_t waiting;      /* for the lock */
     uint32_t stopping;
+    uint32_t let_in;                    /* how often somebody but the forwarding thread had the lock */
     struct port *ports[SWITCH_PORTS];
     struct port *touched[SWITCH_PORTS]; /* have frames to flush */
     struct frame frames[FRAME_BATCH];   /* of the port that is being served */

@@ -20,10 +20,10 @@ struct ring_port {
     struct ring out;            /* from the peer */
     struct ring in;             /* to the peer */
     uint64_t seen;              /* position behind the frames that are held out */
-    void *region;
+    void *guarded[2];           /* a port's rings are its own, their region need not be */
     int space_bell, data_bell;  /* the peer's: room in `out`, frames in `in` */
     uint8_t ring_data;          /* the peer sleeps: to be rung at the next flush */
-    uint32_t lost;              /* the region's memory was taken away */
+    uint32_t lost;              /* memory of a ring was taken away */
 };
 
 static struct ring_port *of(struct port *port) {
@@ -161,7 +161,9 @@ static void ring_port_disarm(struct port *port) {
 /* --- making and closing --- */
 
 static void give_back(struct ring_port *rp) {
-    fault_unguard(rp->region);
+    for (int i = 0; i < 2; i++)
+        if (rp->guarded[i])
+            fault_unguard(rp->guarded[i]);
     int fds[] = {rp->port.wake, rp->space_bell, rp->data_bell};
     for (unsigned i = 0; i < sizeof fds / sizeof *fds; i++)
         if (fds[i] >= 0)
@@ -220,16 +222,19 @@ struct port *ring_port_new(const char *name, void *region, uint64_t size, const 
     rp->port.ops = &ops;
     rp->port.up = 1;
     rp->port.flags = PORT_TAKES_CSUM | PORT_TAKES_TSO4 | PORT_TAKES_TSO6 | PORT_TAKES_USO;
-    rp->region = region;
     snprintf(rp->port.name, sizeof rp->port.name, "%s", name);
     int error = EINVAL;
     if (open_ring(&rp->out, region, size, out, bell_count, field) || open_ring(&rp->in, region, size, in, bell_count, field))
         goto failed;
     if (rp->in.max_message < OFFLOAD_SIZE + FRAME_MAX) /* Segmentation can't be left to who has no room for such frames. */
         rp->port.flags = PORT_TAKES_CSUM;
-    error = -fault_guard(region, size, &rp->lost);
-    if (error)
-        goto failed;
+    struct ring *rings[] = {&rp->out, &rp->in};
+    for (int i = 0; i < 2; i++) {
+        error = -fault_guard(rings[i]->shared, ring_bytes((rings[i]->mask + 1) * SHM_LINE), &rp->lost);
+        if (error)
+            goto failed;
+        rp->guarded[i] = rings[i]->shared;
+    }
     rp->port.wake = fcntl(bells[out->data_bell], F_DUPFD_CLOEXEC, 0);
     rp->space_bell = fcntl(bells[out->space_bell], F_DUPFD_CLOEXEC, 0);
     rp->data_bell = fcntl(bells[in->data_bell], F_DUPFD_CLOEXEC, 0);

@@ -66,11 +66,15 @@ void switch_free(struct net_switch *sw) {
 
 /* --- the lock --- */
 
-/* Who waits is counted, so that the forwarding thread, which would have the lock again at once, makes way. */
+/*
+ * Who waits is counted, so that the forwarding thread, which would have the lock again at once, makes way: as often as there
+ * were others when it did. More often not, or those who come again and again could keep it from forwarding.
+ */
 void switch_lock(struct net_switch *sw) {
     __atomic_add_fetch(&sw->waiting, 1, __ATOMIC_ACQ_REL);
     pthread_mutex_lock(&sw->lock);
     __atomic_sub_fetch(&sw->waiting, 1, __ATOMIC_ACQ_REL);
+    sw->let_in++;
 }
 
 int switch_lock_within(struct net_switch *sw, int64_t ns) {
@@ -82,6 +86,8 @@ int switch_lock_within(struct net_switch *sw, int64_t ns) {
     __atomic_add_fetch(&sw->waiting, 1, __ATOMIC_ACQ_REL);
     int failed = pthread_mutex_clocklock(&sw->lock, CLOCK_MONOTONIC, &end);
     __atomic_sub_fetch(&sw->waiting, 1, __ATOMIC_ACQ_REL);
+    if (!failed)
+        sw->let_in++;
     return -failed;
 }
 
@@ -90,10 +96,12 @@ void switch_unlock(struct net_switch *sw) {
 }
 
 static void make_way(struct net_switch *sw) {
-    switch_unlock(sw);
-    while (__atomic_load_n(&sw->waiting, __ATOMIC_ACQUIRE))
+    uint32_t turns = __atomic_load_n(&sw->waiting, __ATOMIC_ACQUIRE), before = sw->let_in;
+    do {
+        switch_unlock(sw);
         sched_yield();
-    pthread_mutex_lock(&sw->lock);
+        pthread_mutex_lock(&sw->lock);
+    } while (sw->let_in - before < turns && __atomic_load_n(&sw->waiting, __ATOMIC_ACQUIRE));
 }
 
 /* --- ports --- */
@@ -105,8 +113,14 @@ int64_t switch_add(struct net_switch *sw, struct port *port) {
         if (!strcmp(sw->ports[i]->name, port->name))
             return -EEXIST;
     struct epoll_event event = {.events = EPOLLIN | EPOLLET};
-    if (port->wake >= 0 && epoll_ctl(sw->epoll, EPOLL_CTL_ADD, port->wake, &event))
-        return -errno;
+    int taken = port->flags & PORT_FIXED_MAC ? addresses_fix(sw->addresses, address_key(port->mac, 0), port) : 0;
+    if (taken)
+        return taken;
+    if (port->wake >= 0 && epoll_ctl(sw->epoll, EPOLL_CTL_ADD, port->wake, &event)) {
+        int error = errno;
+        addresses_forget(sw->addresses, port, 1);
+        return -error;
+    }
     port->id = sw->next_id++;
     port->max_frame = sw->config.mtu + 18;
     if (port->rate) {
@@ -114,8 +128,6 @@ int64_t switch_add(struct net_switch *sw, struct port *port) {
         port->tokens = port->burst;
         port->refilled = switch_now_ns();
     }
-    if (port->flags & PORT_FIXED_MAC)
-        addresses_fix(sw->addresses, address_key(port->mac, 0), port);
     sw->ports[sw->port_count++] = port;
     nudge(sw);
     return port->id;
@@ -127,7 +139,7 @@ int switch_remove(struct net_switch *sw, uint32_t id) {
         if (port->id != id)
             continue;
         sw->ports[i] = sw->ports[--sw->port_count];
-        addresses_forget(sw->addresses, port);
+        addresses_forget(sw->addresses, port, 1);
         if (port->wake >= 0)
             epoll_ctl(sw->epoll, EPOLL_CTL_DEL, port->wake, NULL);
         port->ops->close(port);
@@ -161,13 +173,44 @@ void switch_port_changed(struct net_switch *sw, struct port *port) {
 void switch_quarantine(struct net_switch *sw, struct port *port, enum port_error error, const char *field) {
     port->quarantined = (uint8_t)error;
     port->field = field;
-    if (!(port->flags & PORT_FIXED_MAC))
-        addresses_forget(sw->addresses, port);
+    addresses_forget(sw->addresses, port, 0);
 }
 
 void switch_set_tap(struct net_switch *sw, switch_tap *tap, void *context) {
     sw->tap = tap;
     sw->tap_context = context;
+}
+
+/* --- with the lock inside --- */
+
+int64_t switch_join(struct net_switch *sw, struct port *port) {
+    switch_lock(sw);
+    int64_t result = switch_add(sw, port);
+    switch_unlock(sw);
+    return result;
+}
+
+int switch_leave(struct net_switch *sw, uint32_t id) {
+    switch_lock(sw);
+    int result = switch_remove(sw, id);
+    switch_unlock(sw);
+    return result;
+}
+
+uint32_t switch_look(struct net_switch *sw, struct port *copies, uint32_t room) {
+    switch_lock(sw);
+    uint32_t count = sw->port_count < room ? sw->port_count : room;
+    for (uint32_t i = 0; i < count; i++)
+        copies[i] = *sw->ports[i];
+    switch_unlock(sw);
+    return count;
+}
+
+uint32_t switch_heard(struct net_switch *sw, struct switch_address *found, uint32_t room) {
+    switch_lock(sw);
+    uint32_t count = switch_addresses(sw, found, room);
+    switch_unlock(sw);
+    return count;
 }
 
 /* --- the forwarding thread --- */

@@ -40,7 +40,8 @@ int switch_lock_within(struct net_switch *sw, int64_t ns);
 
 /* All below: under the lock, or before switch_run. */
 
-/* Takes the port over (it is closed by switch_remove, switch_free): its id, or -errno (ENOSPC, EEXIST for a name in use). */
+/* Takes the port over (it is closed by switch_remove, switch_free): its id, or -errno (ENOSPC; EEXIST for a name, EADDRINUSE for
+ * a fixed MAC that another port has). */
 int64_t switch_add(struct net_switch *sw, struct port *port);
 /* Closes it and forgets its addresses: 0 or -ENOENT. */
 int switch_remove(struct net_switch *sw, uint32_t id);
@@ -50,6 +51,15 @@ uint32_t switch_addresses(struct net_switch *sw, struct switch_address *found, u
 /* A port's `wake`, `up` or flags have changed. */
 void switch_port_changed(struct net_switch *sw, struct port *port);
 void switch_quarantine(struct net_switch *sw, struct port *port, enum port_error error, const char *field);
+
+/*
+ * The same for callers who may be held up at any moment (Python, by its interpreter): the lock is taken and given back inside.
+ * switch_look copies the ports as they are.
+ */
+int64_t switch_join(struct net_switch *sw, struct port *port);
+int switch_leave(struct net_switch *sw, uint32_t id);
+uint32_t switch_look(struct net_switch *sw, struct port *copies, uint32_t room);
+uint32_t switch_heard(struct net_switch *sw, struct switch_address *found, uint32_t room);
 
 /*
  * Who sees every frame that is forwarded: once, as it came in, with the ports it came from and (NULL if to many) went to.

@@ -50,8 +50,12 @@ class Owner:
 
     @property
     def info(self) -> PortInfo:
-        [found] = [port for port in self._switch.ports() if port.name == self.name]
-        return found
+        return port_info(self._switch, self.name)
+
+
+def port_info(switch: Switch, name: str) -> PortInfo:
+    [found] = [port for port in switch.ports() if port.name == name]
+    return found
 
 
 class Lan:
@@ -70,6 +74,14 @@ class Lan:
         region = shm.Region.create(f"lan{os.getpid()}/{id(self):x}-{self._made}", channels=channels)
         self.stack.callback(region.close)
         return Owner(self.switch, name, region, **options)
+
+    def leave(self, owner: Owner) -> None:
+        """Take a port away, and its memory."""
+        self.switch.remove(owner.name)
+        owner.region.close()
+
+    def info(self, name: str) -> PortInfo:
+        return port_info(self.switch, name)
 
     def close(self) -> None:
         self.switch.close()  # Before the memory that it looks at.
