@@ -8,7 +8,9 @@
 /* How far ahead of the chain that is filled the memory of others is fetched. */
 enum { FETCH_AHEAD = 6 };
 
-/* The first two lines of a chain that was looked at: fetched for writing, in one go. A no-op where a processor can't. */
+/*
+ * The first two lines of a chain that was looked at: fetched for writing, in one go. A no-op where a processor can't.
+ */
 static inline void prefetch_buffer(const struct vring_queue *ring, uint16_t index) {
     uintptr_t at = (uintptr_t)ring->ahead[index & (VRING_AHEAD - 1)].hva;
     __asm__ volatile("prefetchw (%0); prefetchw 64(%0)" : : "r"(at));
@@ -46,7 +48,8 @@ static enum drop check(struct frame *frame, const struct port *port) {
         memset(&frame->offload, 0, sizeof frame->offload);
         return frame->size <= port->max_frame ? DROP_NONE : DROP_OVERSIZE;
     }
-    if (frame->size > FRAME_MAX || (frame->offload.gso_type == VIRTIO_NET_HDR_GSO_NONE && frame->size > port->max_frame))
+    if (frame->size > FRAME_MAX ||
+        (frame->offload.gso_type == VIRTIO_NET_HDR_GSO_NONE && frame->size > port->max_frame))
         return DROP_OVERSIZE;
     frame->offload.num_buffers = 0;
     if (!frame_check_offload(frame))
@@ -94,14 +97,16 @@ static int add_piece(struct frame *frame, const struct iovec *piece, struct fram
 static void read_ethernet(struct frame *frame) {
     uint32_t have = 0;
     for (int i = 0; have < FRAME_HEADER; i++) {
-        uint32_t size = frame->pieces[i].iov_len < FRAME_HEADER - have ? (uint32_t)frame->pieces[i].iov_len : FRAME_HEADER - have;
+        uint32_t size =
+            frame->pieces[i].iov_len < FRAME_HEADER - have ? (uint32_t)frame->pieces[i].iov_len : FRAME_HEADER - have;
         memcpy(frame->ethernet + have, frame->pieces[i].iov_base, size);
         have += size;
     }
 }
 
 /* A chain of any shape: DROP_NONE, why it is no frame, TAKE_LATER, or -error. */
-static int take_chain(struct vring_queue *ring, uint16_t head, struct frame *frame, struct frames_context *context, uint32_t *work) {
+static int take_chain(struct vring_queue *ring, uint16_t head, struct frame *frame, struct frames_context *context,
+                      uint32_t *work) {
     struct vring_walk walk;
     struct iovec piece;
     uint8_t header[sizeof frame->offload] = {0}, own = 0;
@@ -135,8 +140,9 @@ static int take_chain(struct vring_queue *ring, uint16_t head, struct frame *fra
 }
 
 /*
- * Three times through the batch, so that the misses of one chain pass while others are looked at: heads; descriptors; headers.
- * A chain of one buffer in one region is known by its frame's piece; one of another shape (piece_count 0) is walked through.
+ * Three times through the batch, so that the misses of one chain pass while others are looked at: heads; descriptors;
+ * headers. A chain of one buffer in one region is known by its frame's piece; one of another shape (piece_count 0) is
+ * walked through.
  */
 int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct frames_context *context) {
     int count = vring_available(ring, ring->next);
@@ -160,7 +166,8 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
         struct vring_desc desc = vring_read(&ring->desc[ring->heads[i]]);
         struct frame *frame = &frames[i];
         uint8_t *at = NULL;
-        if (VRING_LIKELY(!(desc.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) && desc.len >= least))
+        if (VRING_LIKELY(!(desc.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) &&
+                         desc.len >= least))
             at = vhost_memory_hva(ring->memory, &ring->region, desc.addr, desc.len);
         frame->piece_count = at != NULL;
         frame->pieces[0] = (struct iovec){at, desc.len};
@@ -211,23 +218,12 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
     return kept;
 }
 
-void frames_release(struct vring_queue *ring) {
+int frames_release(struct vring_queue *ring) {
     for (uint16_t i = 0; i < ring->held; i++)
         vring_use(ring, i, ring->heads[i], 0);
     ring->next = (uint16_t)(ring->next + ring->held);
     ring->held = 0;
-    vring_publish(ring);
-}
-
-int frames_discard(struct vring_queue *ring) {
-    int count = vring_available(ring, ring->next);
-    if (count < 0)
-        return count;
-    for (int i = 0; i < count; i++)
-        vring_use(ring, (uint16_t)i, vring_head(ring, (uint16_t)(ring->next + i)), 0);
-    ring->next = (uint16_t)(ring->next + count);
-    vring_publish(ring);
-    return 0;
+    return vring_publish(ring);
 }
 
 /* --- into a receive queue --- */
@@ -236,7 +232,7 @@ int frames_discard(struct vring_queue *ring) {
 struct source {
     const struct frame *frame;
     uint8_t front[sizeof(struct virtio_net_hdr_v1) + FRAME_HEADER]; /* what was checked, from our own copy */
-    uint32_t front_size, at;    /* at: of the front, then of the frame */
+    uint32_t front_size, at;                                        /* at: of the front, then of the frame */
     int piece;
     uint64_t piece_at;
 };
@@ -266,7 +262,8 @@ static void source_copy(struct source *source, uint8_t *to, uint64_t size) {
 }
 
 /* Writes up to `size` bytes into one chain: how many, or -error. */
-static int64_t fill_chain(struct vring_queue *ring, const struct vring_buffer *buffer, struct source *source, uint64_t size) {
+static int64_t fill_chain(struct vring_queue *ring, const struct vring_buffer *buffer, struct source *source,
+                          uint64_t size) {
     if (size > buffer->size)
         size = buffer->size;
     if (buffer->hva) {
@@ -298,9 +295,8 @@ static int give_chains(struct vring_queue *ring, const struct frame *frame, int 
     while (room < total) {
         if (chains && !mergeable)
             return DROP_UNFIT;
-        if (chains == VRING_AHEAD)
-            return DROP_UNFIT;
-        if ((uint16_t)(ring->next + chains) == ring->looked) {
+        if ((uint16_t)(ring->next + chains) ==
+            ring->looked) { /* After VRING_AHEAD chains there is no room to look, either. */
             int found = vring_look(ring);
             if (found <= 0)
                 return found ? found : DROP_FULL;
@@ -308,7 +304,8 @@ static int give_chains(struct vring_queue *ring, const struct frame *frame, int 
         room += ring->ahead[(uint16_t)(ring->next + chains) & (VRING_AHEAD - 1)].size;
         chains++;
     }
-    struct source source = {.frame = frame, .front_size = (uint32_t)ring->header + FRAME_HEADER, .piece_at = FRAME_HEADER};
+    struct source source = {
+        .frame = frame, .front_size = (uint32_t)ring->header + FRAME_HEADER, .piece_at = FRAME_HEADER};
     struct virtio_net_hdr_v1 header = frame->offload;
     header.num_buffers = chains;
     memcpy(source.front, &header, ring->header);

@@ -11,26 +11,23 @@
 
 /* What taking frames needs beside the queue. */
 struct frames_context {
-    struct port *port;      /* whose drops are counted, whose max_frame holds */
-    uint8_t *bounce;        /* FRAME_MAX bytes: room for one frame in more pieces than a frame can have */
-    uint8_t bounced;        /* it is in use until the frames are released */
+    struct port *port; /* whose drops are counted, whose max_frame holds */
+    uint8_t *bounce;   /* FRAME_MAX bytes: room for one frame in more pieces than a frame can have */
+    uint8_t bounced;   /* it is in use until the frames are released */
 };
 
 /*
- * Holds out up to `room` frames of a transmit queue; they are its own until frames_release. What is no frame is counted by
- * port_drop and passed over. How many, or -error.
+ * Holds out up to `room` frames of a transmit queue; they are its own until frames_release. What is no frame is counted
+ * by port_drop and passed over. How many, or -error.
  */
 int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct frames_context *context);
 
-/* All frames held out have been used; the driver sees that. */
-void frames_release(struct vring_queue *ring);
-
-/* A transmit queue that is disabled: what is there is used unread (vhost-user, "Ring states"). 0 or -error. */
-int frames_discard(struct vring_queue *ring);
+/* All frames held out have been used; the driver sees that: 1 if it was called, else 0. */
+int frames_release(struct vring_queue *ring);
 
 /*
- * Copies a frame into a receive queue: 0, DROP_FULL, DROP_UNFIT (no buffer is large enough), or -error. The driver sees it
- * after vring_publish. `mergeable`: it may take several chains (5.1.6.4).
+ * Copies a frame into a receive queue: 0, DROP_FULL, DROP_UNFIT (no buffer is large enough), or -error. The driver sees
+ * it after vring_publish. `mergeable`: it may take several chains (5.1.6.4).
  */
 int frames_give(struct vring_queue *ring, const struct frame *frame, int mergeable);
 

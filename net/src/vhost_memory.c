@@ -27,11 +27,13 @@ static int slow_pages(const struct statfs *system) {
     }
 }
 
-const char *vhost_region_map(struct vhost_region *region, const struct vhost_region_message *asked, int fd, uint32_t *lost) {
+const char *vhost_region_map(struct vhost_region *region, const struct vhost_region_message *asked, int fd,
+                             uint32_t *lost) {
     uint64_t end;
     if (!asked->size)
         return "region of no size";
-    if (__builtin_add_overflow(asked->gpa, asked->size, &end) || __builtin_add_overflow(asked->uva, asked->size, &end) ||
+    if (__builtin_add_overflow(asked->gpa, asked->size, &end) ||
+        __builtin_add_overflow(asked->uva, asked->size, &end) ||
         __builtin_add_overflow(asked->offset, asked->size, &end) || end > INT64_MAX)
         return "region past the end of addresses";
     struct stat file;
@@ -95,7 +97,8 @@ const char *vhost_memory_add(struct vhost_memory *memory, const struct vhost_reg
     return NULL;
 }
 
-int vhost_memory_remove(struct vhost_memory *memory, const struct vhost_region_message *asked, struct vhost_region *removed) {
+int vhost_memory_remove(struct vhost_memory *memory, const struct vhost_region_message *asked,
+                        struct vhost_region *removed) {
     for (uint32_t i = 0; i < memory->count; i++) {
         struct vhost_region *region = &memory->regions[i];
         if (region->gpa != asked->gpa || region->size != asked->size || region->uva != asked->uva)

@@ -1,4 +1,5 @@
-/* vhost_port.c: see vhost_port.h. The forwarding thread calls the ops; a thread of each port's own listens to its front end. */
+/* vhost_port.c: see vhost_port.h. The forwarding thread calls the ops; a thread of each port's own listens to its front
+ * end. */
 #define _GNU_SOURCE
 #include "vhost_port.h"
 
@@ -29,9 +30,9 @@
 
 enum {
     STACK = 128 * 1024,
-    REST_MS = 100,          /* from a front end that was thrown out to the next: a hostile one costs little */
-    LOCK_NS = 10000000,     /* how long the lock is waited for before we look whether the port is being closed */
-    POLL_NS = 1000000,      /* how often queues without a kick are looked at while the switch sleeps */
+    REST_MS = 25,       /* from a front end that was thrown out to the next: a hostile one costs little */
+    LOCK_NS = 10000000, /* how long the lock is waited for before we look whether the port is being closed */
+    POLL_NS = 1000000,  /* how often queues without a kick are looked at while the switch sleeps */
 };
 
 struct vhost_port {
@@ -39,19 +40,19 @@ struct vhost_port {
     struct net_switch *sw;
     struct frames_context context;
     /* The queues that take part; in the order of their numbers. */
-    struct vring_queue *transmit[VHOST_PAIRS], *receive[VHOST_PAIRS], *disabled[VHOST_PAIRS];
-    uint32_t transmits, receives, disableds;
-    uint32_t turn;          /* the transmit queue that is looked at first */
+    struct vring_queue *transmit[VHOST_PAIRS], *receive[VHOST_PAIRS];
+    uint32_t transmits, receives;
+    uint32_t turn; /* the transmit queue that is looked at first */
     uint8_t mergeable, armed, offloads, polled, timed;
-    uint32_t broken;        /* enum port_error: the forwarding thread found the rules broken */
+    uint32_t broken; /* enum port_error: the forwarding thread found the rules broken */
     uint32_t closing;
-    int stop;               /* eventfd: `closing` or `broken` is set */
-    int nudge;              /* eventfd among the kicks: wakes a switch that sleeps */
-    int timer;              /* among the kicks, for queues without one */
+    int stop;  /* eventfd: `closing` or `broken` is set */
+    int nudge; /* eventfd among the kicks: wakes a switch that sleeps */
+    int timer; /* among the kicks, for queues without one */
     struct vhost_listener listener;
     pthread_t thread;
     struct vhost_info info;
-    char reason[96];        /* port.field of an error in a message */
+    char reason[96]; /* port.field of an error in a message */
     struct vhost_user user;
 };
 
@@ -84,11 +85,6 @@ static int vhost_peek(struct port *port, struct frame *frames, int room) {
     struct vhost_port *vp = of(port);
     int kept = 0;
     vp->context.bounced = 0;
-    for (uint32_t i = 0; i < vp->disableds; i++) {
-        int error = frames_discard(vp->disabled[i]);
-        if (error)
-            return broken(vp, error, vp->disabled[i]->field);
-    }
     for (uint32_t i = 0; i < vp->transmits && kept < room; i++) {
         uint32_t number = vp->turn + i;
         struct vring_queue *ring = vp->transmit[number < vp->transmits ? number : number - vp->transmits];
@@ -106,7 +102,7 @@ static int vhost_release(struct port *port) {
     struct vhost_port *vp = of(port);
     for (uint32_t i = 0; i < vp->transmits; i++)
         if (vp->transmit[i]->held)
-            frames_release(vp->transmit[i]);
+            port->counters.wakes += (uint64_t)frames_release(vp->transmit[i]);
     return check_memory(vp);
 }
 
@@ -146,7 +142,7 @@ static int vhost_send(struct port *port, const struct frame *frame) {
 static int vhost_flush(struct port *port) {
     struct vhost_port *vp = of(port);
     for (uint32_t i = 0; i < vp->receives; i++)
-        vring_publish(vp->receive[i]);
+        port->counters.wakes += (uint64_t)vring_publish(vp->receive[i]);
     return check_memory(vp);
 }
 
@@ -154,9 +150,6 @@ static int vhost_ready(struct port *port) {
     struct vhost_port *vp = of(port);
     for (uint32_t i = 0; i < vp->transmits; i++)
         if (vring_available(vp->transmit[i], vp->transmit[i]->next)) /* an error, too */
-            return 1;
-    for (uint32_t i = 0; i < vp->disableds; i++)
-        if (vring_available(vp->disabled[i], vp->disabled[i]->next))
             return 1;
     return 0;
 }
@@ -172,8 +165,6 @@ static void set_timer(struct vhost_port *vp, int on) {
 static void want_kicks(struct vhost_port *vp) {
     for (uint32_t i = 0; i < vp->transmits; i++)
         vring_want_kicks(vp->transmit[i]);
-    for (uint32_t i = 0; i < vp->disableds; i++)
-        vring_want_kicks(vp->disabled[i]);
     set_timer(vp, vp->polled);
 }
 
@@ -188,8 +179,6 @@ static void vhost_disarm(struct port *port) {
     vp->armed = 0;
     for (uint32_t i = 0; i < vp->transmits; i++)
         vring_want_silence(vp->transmit[i]);
-    for (uint32_t i = 0; i < vp->disableds; i++)
-        vring_want_silence(vp->disabled[i]);
     set_timer(vp, 0);
 }
 
@@ -198,21 +187,17 @@ static void vhost_disarm(struct port *port) {
 /* Which queues take part now, and what frames may be sent here? */
 static void look_around(struct vhost_port *vp) {
     const struct vhost_user *user = &vp->user;
-    vp->transmits = vp->receives = vp->disableds = vp->turn = vp->polled = 0;
+    vp->transmits = vp->receives = vp->turn = vp->polled = 0;
     vp->context.bounced = 0;
     for (uint32_t i = 0; i < VHOST_RINGS; i++) {
         struct vring_queue *ring = &vp->user.rings[i];
-        if (!vring_live(ring))
-            continue;
-        if (i % 2 && ring->setup.kick < 0)
-            vp->polled = 1;
-        if (vhost_user_active(user, i)) {
-            if (i % 2)
-                vp->transmit[vp->transmits++] = ring;
-            else
-                vp->receive[vp->receives++] = ring;
-        } else if (i % 2) {
-            vp->disabled[vp->disableds++] = ring;
+        if (!vhost_user_active(user, i))
+            continue; /* What a disabled one has to send waits there (vhost-user, "Ring states": it may). */
+        if (i % 2) {
+            vp->transmit[vp->transmits++] = ring;
+            vp->polled |= ring->setup.kick < 0;
+        } else {
+            vp->receive[vp->receives++] = ring;
         }
     }
     vp->mergeable = (uint8_t)vhost_user_has(user, VIRTIO_NET_F_MRG_RXBUF);
@@ -221,7 +206,8 @@ static void look_around(struct vhost_port *vp) {
         flags |= PORT_TAKES_CSUM | (vhost_user_has(user, VIRTIO_NET_F_GUEST_TSO4) ? PORT_TAKES_TSO4 : 0) |
                  (vhost_user_has(user, VIRTIO_NET_F_GUEST_TSO6) ? PORT_TAKES_TSO6 : 0) |
                  (vhost_user_has(user, VIRTIO_NET_F_GUEST_USO4) && vhost_user_has(user, VIRTIO_NET_F_GUEST_USO6)
-                      ? PORT_TAKES_USO : 0);
+                      ? PORT_TAKES_USO
+                      : 0);
     vp->port.flags = flags;
     vp->port.up = vp->receives || vp->transmits;
 }
@@ -414,7 +400,8 @@ static int open_descriptors(struct vhost_port *vp) {
     vp->timer = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
     if (vp->port.wake < 0 || vp->stop < 0 || vp->nudge < 0 || vp->timer < 0)
         return -errno;
-    if (epoll_ctl(vp->port.wake, EPOLL_CTL_ADD, vp->nudge, &event) || epoll_ctl(vp->port.wake, EPOLL_CTL_ADD, vp->timer, &event))
+    if (epoll_ctl(vp->port.wake, EPOLL_CTL_ADD, vp->nudge, &event) ||
+        epoll_ctl(vp->port.wake, EPOLL_CTL_ADD, vp->timer, &event))
         return -errno;
     return 0;
 }

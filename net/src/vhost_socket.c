@@ -115,7 +115,8 @@ static enum vhost_received receive(const struct incoming *in, void *to, uint32_t
             char bytes[CMSG_SPACE(sizeof(int) * VHOST_TABLE)];
             struct cmsghdr aligned;
         } control;
-        struct msghdr header = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+        struct msghdr header = {
+            .msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
         ssize_t got = recvmsg(in->fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
         if (got < 0 && (errno == EAGAIN || errno == EINTR))
             continue;

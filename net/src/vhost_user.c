@@ -26,20 +26,21 @@ enum { INDEX_MASK = 0xff, NO_DESCRIPTOR = 0x100, MTU_LEAST = 68 };
 #define BIT(number) (1ull << (number))
 
 /*
- * What guests may leave to each other or to the switch, and how queues may be. No ECN and no UFO: a frame with them needs a
- * receiver that takes them, which few do.
+ * What guests may leave to each other or to the switch, and how queues may be. No ECN and no UFO: a frame with them
+ * needs a receiver that takes them, which few do.
  */
 static const uint64_t FEATURES =
     BIT(VIRTIO_F_VERSION_1) | BIT(VIRTIO_F_ANY_LAYOUT) | BIT(VIRTIO_F_IN_ORDER) | BIT(VIRTIO_RING_F_INDIRECT_DESC) |
     BIT(VIRTIO_RING_F_EVENT_IDX) | BIT(F_PROTOCOL_FEATURES) | BIT(VIRTIO_NET_F_MRG_RXBUF) | BIT(VIRTIO_NET_F_MQ) |
     BIT(VIRTIO_NET_F_MTU) | BIT(VIRTIO_NET_F_GUEST_ANNOUNCE) | BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO4) |
-    BIT(VIRTIO_NET_F_HOST_TSO6) | BIT(VIRTIO_NET_F_HOST_USO) | BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_GUEST_TSO4) |
-    BIT(VIRTIO_NET_F_GUEST_TSO6) | BIT(VIRTIO_NET_F_GUEST_USO4) | BIT(VIRTIO_NET_F_GUEST_USO6);
+    BIT(VIRTIO_NET_F_HOST_TSO6) | BIT(VIRTIO_NET_F_HOST_USO) | BIT(VIRTIO_NET_F_GUEST_CSUM) |
+    BIT(VIRTIO_NET_F_GUEST_TSO4) | BIT(VIRTIO_NET_F_GUEST_TSO6) | BIT(VIRTIO_NET_F_GUEST_USO4) |
+    BIT(VIRTIO_NET_F_GUEST_USO6);
 
-static const uint64_t OFFLOADS =
-    BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO4) | BIT(VIRTIO_NET_F_HOST_TSO6) | BIT(VIRTIO_NET_F_HOST_USO) |
-    BIT(VIRTIO_NET_F_GUEST_CSUM) | BIT(VIRTIO_NET_F_GUEST_TSO4) | BIT(VIRTIO_NET_F_GUEST_TSO6) |
-    BIT(VIRTIO_NET_F_GUEST_USO4) | BIT(VIRTIO_NET_F_GUEST_USO6);
+static const uint64_t OFFLOADS = BIT(VIRTIO_NET_F_CSUM) | BIT(VIRTIO_NET_F_HOST_TSO4) | BIT(VIRTIO_NET_F_HOST_TSO6) |
+                                 BIT(VIRTIO_NET_F_HOST_USO) | BIT(VIRTIO_NET_F_GUEST_CSUM) |
+                                 BIT(VIRTIO_NET_F_GUEST_TSO4) | BIT(VIRTIO_NET_F_GUEST_TSO6) |
+                                 BIT(VIRTIO_NET_F_GUEST_USO4) | BIT(VIRTIO_NET_F_GUEST_USO6);
 
 static const uint64_t PROTOCOL =
     BIT(P_MQ) | BIT(P_REPLY_ACK) | BIT(P_NET_MTU) | BIT(P_RESET_DEVICE) | BIT(P_CONFIGURE_MEM_SLOTS);
@@ -175,7 +176,8 @@ static enum outcome refuse_log(struct vhost_user *user, struct vhost_message *me
 /* --- memory --- */
 
 static enum outcome set_mem_table(struct vhost_user *user, struct vhost_message *message, struct fds *fds) {
-    if (message->table.count > VHOST_TABLE || message->size != 8 + message->table.count * sizeof(struct vhost_region_message))
+    if (message->table.count > VHOST_TABLE ||
+        message->size != 8 + message->table.count * sizeof(struct vhost_region_message))
         return bad(user, "number of regions");
     if (fds->count != message->table.count)
         return bad(user, "number of descriptors");
@@ -314,7 +316,8 @@ static enum outcome set_vring_enable(struct vhost_user *user, struct vhost_messa
     return leave(user);
 }
 
-/* We write to it, or wait for it, in the forwarding thread: of all that a descriptor can be, an eventfd never blocks there. */
+/* We write to it, or wait for it, in the forwarding thread: of all that a descriptor can be, an eventfd never blocks
+ * there. */
 static int is_eventfd(int fd) {
     char path[32], target[32] = {0};
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
@@ -396,9 +399,9 @@ enum { SIZE_TABLE = 0xffff, SIZE_LOG = 0xfffe };
 static const struct request {
     const char *name;
     enum outcome (*run)(struct vhost_user *user, struct vhost_message *message, struct fds *fds);
-    uint16_t size;              /* of the payload */
+    uint16_t size; /* of the payload */
     uint8_t least_fds, most_fds;
-    uint8_t needs;              /* protocol feature without which it may not come */
+    uint8_t needs; /* protocol feature without which it may not come */
 } requests[] = {
     [1] = {"GET_FEATURES", get_features, 0, 0, 0, P_NONE},
     [2] = {"SET_FEATURES", set_features, 8, 0, 0, P_NONE},

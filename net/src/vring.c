@@ -125,7 +125,8 @@ static int next_buffer(struct vring_queue *ring, struct vring_walk *walk, uint32
         }
         walk->first = 0;
         if (VRING_UNLIKELY(((desc.flags & VRING_DESC_F_WRITE) != 0) != walk->write)) {
-            ring->field = walk->write ? "descriptor to read in a receive queue" : "descriptor to write in a transmit queue";
+            ring->field =
+                walk->write ? "descriptor to read in a receive queue" : "descriptor to write in a transmit queue";
             return -PORT_E_QUEUE;
         }
         if (VRING_UNLIKELY(!desc.len)) {
@@ -168,20 +169,20 @@ int vring_walk_next(struct vring_queue *ring, struct vring_walk *walk, struct io
     return 1;
 }
 
-/* Adds up a chain of several descriptors. Its addresses are looked at when it is used. */
+/* Adds up a chain that is not one buffer in one region. Walked through again when it is used, for its driver may change
+ * it. */
 static int measure(struct vring_queue *ring, struct vring_buffer *buffer, uint32_t *work) {
     struct vring_walk walk;
+    struct iovec piece;
+    uint64_t size = 0;
     int more = vring_walk(ring, &walk, buffer->head, 1);
     if (more)
         return more;
-    uint64_t size = 0;
-    while ((more = next_buffer(ring, &walk, work)) > 0)
-        size += walk.size;
-    if (more)
-        return more;
+    while ((more = vring_walk_next(ring, &walk, &piece, work)) > 0)
+        size += piece.iov_len;
     buffer->hva = NULL;
     buffer->size = size < UINT32_MAX ? (uint32_t)size : UINT32_MAX;
-    return 0;
+    return more;
 }
 
 int vring_look(struct vring_queue *ring) {
@@ -241,20 +242,19 @@ static int wants_call(struct vring_queue *ring) {
     return (uint16_t)(now - event - 1) < (uint16_t)(now - before);
 }
 
-void vring_publish(struct vring_queue *ring) {
+int vring_publish(struct vring_queue *ring) {
     if (ring->published == ring->next && !ring->call_always)
-        return;
+        return 0;
     /* Release: buffers and elements are there before the index that announces them. */
     __atomic_store_n(&ring->used->idx, ring->next, __ATOMIC_RELEASE);
     ring->published = ring->next;
-    /* The driver writes its wish, then looks at the index; we write the index, then look at the wish: one sees the other. */
+    /* The driver writes its wish, then looks at the index; we write the index, then look at the wish: one sees the
+     * other. */
     __atomic_thread_fence(__ATOMIC_SEQ_CST);
     if (!wants_call(ring) || ring->call < 0)
-        return;
-    ring->calls++;
+        return 0;
     uint64_t one = 1;
-    if (write(ring->call, &one, sizeof one) < 0)
-        return; /* Full: it is readable as it is. */
+    return write(ring->call, &one, sizeof one) > 0; /* Full: it is readable as it is. */
 }
 
 static void set_flags(struct vring_queue *ring, uint16_t flags) {

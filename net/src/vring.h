@@ -1,12 +1,12 @@
 /*
  * vring.h: the device's side of a split virtqueue (virtio 1.2, 2.7) in a vhost-user front end's memory.
  *
- * Rings and buffers lie in memory that the driver may change at any moment: each field is read once, bounded, then used; an
- * address becomes a pointer by vhost_memory_hva only. A queue that breaks the rules gives -(enum port_error) and says in
- * `field` what was wrong.
+ * Rings and buffers lie in memory that the driver may change at any moment: each field is read once, bounded, then
+ * used; an address becomes a pointer by vhost_memory_hva only. A queue that breaks the rules gives -(enum port_error)
+ * and says in `field` what was wrong.
  *
- * Chains are used in the order in which they were made available, so that one index tells both how far chains were taken and
- * how far they were used: after a reconnection the used ring alone tells where to go on.
+ * Chains are used in the order in which they were made available, so that one index tells both how far chains were
+ * taken and how far they were used: after a reconnection the used ring alone tells where to go on.
  *
  * Knows no threads: the caller holds the switch's lock.
  */
@@ -22,11 +22,11 @@
 #include "port.h"
 #include "vhost_memory.h"
 
-#define VRING_MAX 32768    /* largest queue (2.7) */
-#define VRING_CHAIN 1024   /* most descriptors of an indirect table; those of drivers have a few dozen */
-#define VRING_AHEAD 256    /* chains that are looked at before they are needed; a power of two */
-#define VRING_LOOK 64      /* how many of them at once */
-#define VRING_WALK 512     /* about as many descriptors of long chains are read in one look at a queue */
+#define VRING_MAX 32768  /* largest queue (2.7) */
+#define VRING_CHAIN 1024 /* most descriptors of an indirect table; those of drivers have a few dozen */
+#define VRING_AHEAD 256  /* chains that are looked at before they are needed; a power of two */
+#define VRING_LOOK 64    /* how many of them at once */
+#define VRING_WALK 512   /* about as many descriptors of long chains are read in one look at a queue */
 
 #define VRING_LIKELY(x) __builtin_expect(!!(x), 1)
 #define VRING_UNLIKELY(x) __builtin_expect(!!(x), 0)
@@ -36,13 +36,13 @@ struct vring_setup {
     uint64_t desc, avail, used; /* addresses of the front end */
     uint16_t size, base;
     uint8_t addressed, kicked, enabled;
-    int kick, call, err;        /* eventfds, or -1 */
+    int kick, call, err; /* eventfds, or -1 */
 };
 
 /* A chain to receive into. `hva` is NULL if it has more than one buffer, or one in several regions. */
 struct vring_buffer {
     uint8_t *hva;
-    uint32_t size;              /* of all its buffers */
+    uint32_t size; /* of all its buffers */
     uint16_t head;
 };
 
@@ -52,19 +52,18 @@ struct vring_queue {
     struct vring_avail *avail;
     struct vring_used *used;
     const struct vhost_memory *memory;
-    uint32_t region;            /* where the last address was found */
-    uint16_t mask;              /* size - 1 */
-    uint16_t next;              /* index of the next chain to take, and to use */
-    uint16_t published;         /* used index that the driver sees */
-    uint16_t signalled;         /* used index when we last thought about a call */
-    uint16_t looked;            /* chains before this one are in `ahead` */
-    uint16_t held;              /* chains behind `next` whose frames are held out */
-    uint8_t header;             /* bytes of struct virtio_net_hdr_v1 that this driver uses: 12, or 10 */
+    uint32_t region;    /* where the last address was found */
+    uint16_t mask;      /* size - 1 */
+    uint16_t next;      /* index of the next chain to take, and to use */
+    uint16_t published; /* used index that the driver sees */
+    uint16_t signalled; /* used index when we last thought about a call */
+    uint16_t looked;    /* chains before this one are in `ahead` */
+    uint16_t held;      /* chains behind `next` whose frames are held out */
+    uint8_t header;     /* bytes of struct virtio_net_hdr_v1 that this driver uses: 12, or 10 */
     uint8_t event_idx, indirect, call_always;
-    uint8_t quiet;              /* the driver was told that no kick is needed */
+    uint8_t quiet; /* the driver was told that no kick is needed */
     int call;
-    uint64_t calls;             /* eventfd writes */
-    const char *field;          /* what was wrong */
+    const char *field; /* what was wrong */
     uint16_t heads[FRAME_BATCH];
     struct vring_buffer ahead[VRING_AHEAD];
     struct vring_setup setup;
@@ -73,10 +72,10 @@ struct vring_queue {
 /* One chain on the way through its descriptors. */
 struct vring_walk {
     const uint8_t *table;
-    uint64_t gpa;               /* what is left of a buffer */
+    uint64_t gpa; /* what is left of a buffer */
     uint32_t size;
-    uint32_t entries, index;    /* of the table */
-    uint32_t left;              /* descriptors it may still have */
+    uint32_t entries, index; /* of the table */
+    uint32_t left;           /* descriptors it may still have */
     uint8_t write, last, first;
 };
 
@@ -84,8 +83,8 @@ struct vring_walk {
 void vring_reset(struct vring_queue *ring);
 
 /*
- * After any change of setup, features or memory: finds the queue's areas again. A queue that can be live and wasn't starts at
- * its used index. 0, or -PORT_E_PROTOCOL where no queue can be.
+ * After any change of setup, features or memory: finds the queue's areas again. A queue that can be live and wasn't
+ * starts at its used index. 0, or -PORT_E_PROTOCOL where no queue can be.
  */
 int vring_update(struct vring_queue *ring, const struct vhost_memory *memory, uint64_t features);
 
@@ -123,7 +122,9 @@ static inline struct vring_desc vring_read(const void *from) {
     return copy.desc;
 }
 
-/* Begins a walk through the chain at `head`: 0 or -error. `write`: which of device-writable and -readable they must be. */
+/*
+ * Begins a walk through the chain at `head`: 0 or -error. `write`: which of device-writable and -readable they must be.
+ */
 int vring_walk(struct vring_queue *ring, struct vring_walk *walk, uint16_t head, int write);
 
 /* The next piece of the chain, in one region: 1, 0 at the end, or -error. Counts each descriptor in *work. */
@@ -139,8 +140,8 @@ static inline void vring_use(struct vring_queue *ring, uint16_t offset, uint16_t
     __atomic_store_n(&element->len, written, __ATOMIC_RELAXED);
 }
 
-/* The driver sees all chains before `next`, and is called if it wants to be. */
-void vring_publish(struct vring_queue *ring);
+/* The driver sees all chains before `next`, and is called if it wants to be: 1 if it was, else 0. */
+int vring_publish(struct vring_queue *ring);
 
 /* Ask the driver for kicks, or tell it that none are needed. */
 void vring_want_kicks(struct vring_queue *ring);
