@@ -9,11 +9,12 @@ See docs/network.md.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from net.errors import NetError, PortGone, PortTimeout
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from net.port import HostPort, Offload, attach
 
 __all__ = ["HostPort", "NetError", "Offload", "PortGone", "PortTimeout", "attach"]

@@ -38,7 +38,6 @@ import signal
 import socket
 import struct
 import sys
-import traceback
 from collections import deque
 from typing import Any
 
@@ -85,13 +84,15 @@ class Server:
         self._lifeline: Connection | None = None
         self._starter: int | None = None
         """descriptor of the process that has the lifeline, and whose children may have inherited it"""
-        first = self._welcome(starter)
         if service.lifeline:
-            self._lifeline = first
-            self._starter = _process_of(starter) if first.open else None
+            self._starter = _process_of(starter)
             service.stopping = self._starter is None
             if self._starter is not None:
                 self._selector.register(self._starter, selectors.EVENT_READ)
+        first = self._welcome(starter)
+        if service.lifeline:
+            self._lifeline = first
+            service.stopping |= not first.open
 
     def run(self) -> None:
         """Serve until the end: of those who sent several requests one at a time, in turn."""
@@ -184,6 +185,8 @@ class Server:
         except OSError as error:
             return {"error": f"{where}: {error}"}
         except Exception as error:  # A fault of ours ends no network: it is told, and forwarding goes on.
+            import traceback
+
             traceback.print_exc()
             return {"error": f"{where}: failed: {error!r}"}
 

@@ -15,7 +15,6 @@ from net.captures import Captures
 from net.errors import NetError
 from net.fields import U32, Fields
 from net.folder import Folder
-from net.namespaces import inside
 from net.switch import PortOptions, Switch
 from shm.layout import PAGE, ChannelInfo
 from shm.region import Region
@@ -209,8 +208,13 @@ class Service:
         name, options, hold = _port(fields)
         interface, netns = fields.text("interface"), fields.text_or_none("netns")
         _none(fields, descriptors)
-        with inside(netns):
+        if netns is None:
             info = add(name, interface, **options)
+        else:
+            from net.namespaces import inside
+
+            with inside(netns):
+                info = add(name, interface, **options)
         return self._added(info, hold, holder)
 
     def _added(self, info: PortInfo, hold: bool, holder: object) -> dict[str, Any]:

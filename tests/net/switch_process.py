@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ import pytest
 
 from net import requests
 from net.client import Client
+from net.errors import NetError
 from net.process import Configuration, spawn
 from net.requests import Request
 
@@ -85,9 +87,27 @@ def running(**configuration: Any) -> Iterator[SwitchProcess]:
         shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="module")
+def shared() -> Iterator[SwitchProcess]:
+    """The switch of a module's tests."""
+    with running() as found:
+        yield found
+
+
 @pytest.fixture
-def switch() -> Iterator[SwitchProcess]:
-    """A switch of c/lan with an MTU of 1500."""
+def switch(shared: SwitchProcess) -> Iterator[SwitchProcess]:
+    """A switch of c/lan with an MTU of 1500, which the test leaves as it was: alive, and without ports."""
+    yield shared
+    assert shared.process.poll() is None
+    for name in shared.ports():
+        with contextlib.suppress(NetError):  # One that is held goes by itself.
+            shared.call(requests.remove(name))
+    until(lambda: not shared.show()["captures"], "a capture goes on")
+
+
+@pytest.fixture
+def own() -> Iterator[SwitchProcess]:
+    """A switch for one test, to be killed."""
     with running() as found:
         yield found
 

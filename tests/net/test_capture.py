@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from switch_process import BROADCAST, LIMIT, SwitchProcess, frame, mac, switch, until
+from switch_process import BROADCAST, LIMIT, SwitchProcess, frame, mac, own, shared, switch, until
 
 import net
 import shm
@@ -25,7 +25,7 @@ from net.errors import NetError
 from net.pcapng import Writer
 from net.port import HostPort, Offload
 
-__all__ = ["switch"]
+__all__ = ["own", "shared", "switch"]
 
 ROOT = Path(__file__).parent.parent.parent
 needs_tshark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed (apt: tshark)")
@@ -180,13 +180,13 @@ def test_several_at_a_time(switch: SwitchProcess, ends: tuple[HostPort, HostPort
         capture.close()
 
 
-def test_its_switch_ends(switch: SwitchProcess) -> None:
-    for end in (switch.kill, switch.end):
+def test_its_switch_ends(own: SwitchProcess) -> None:
+    for end in (own.kill, own.end):
         with Capture("c/lan") as capture:
             end()
             with pytest.raises(NetError, match="network c/lan: its switch ended"):
                 capture.frames(LIMIT)
-        switch.start()
+        own.start()
 
 
 # --- hostile readers -----------------------------------------------------------------------------------------------

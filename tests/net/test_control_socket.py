@@ -18,7 +18,7 @@ import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from switch_process import SwitchProcess, running, switch, until
+from switch_process import SwitchProcess, own, running, shared, switch, until
 
 import shm
 from net import naming, requests, server, wire
@@ -27,7 +27,7 @@ from net.errors import NetError
 from net.requests import Request
 from shm.region import Region
 
-__all__ = ["switch"]
+__all__ = ["own", "shared", "switch"]
 
 HEADER = struct.Struct("<I")
 NAME = shm.ChannelSpec("out", size=65536, max_message=1530), shm.ChannelSpec("in", size=65536, max_message=1530)
@@ -300,21 +300,21 @@ def test_memory_that_is_cut_short(switch: SwitchProcess) -> None:
         assert not switch.port("y")["quarantined"]
 
 
-def test_ports_to_the_limit_of_descriptors(switch: SwitchProcess) -> None:
+def test_ports_to_the_limit_of_descriptors(own: SwitchProcess) -> None:
     """With as few descriptors as can be, what fails is the one port, and it leaves nothing."""
-    limit = descriptors_of(switch) + 12
-    resource.prlimit(switch.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
+    limit = descriptors_of(own) + 12
+    resource.prlimit(own.process.pid, resource.RLIMIT_NOFILE, (limit, limit))
     with ring_region() as region:
         for number in range(10):
             try:
-                switch.call(requests.add_ring(f"p{number}", region))
+                own.call(requests.add_ring(f"p{number}", region))
             except NetError:
                 break
         else:
             pytest.fail("ten ports fit")
-        for name in switch.ports():
-            switch.call(requests.remove(name))
-        switch.call(requests.add_ring("again", region))
+        for name in own.ports():
+            own.call(requests.remove(name))
+        own.call(requests.add_ring("again", region))
 
 
 # --- anything ------------------------------------------------------------------------------------------------------
@@ -344,17 +344,11 @@ optional = dict.fromkeys(KEYS, values) | {"interface": values.map(lambda value: 
 fields = st.fixed_dictionaries({"op": st.sampled_from(OPS) | values}, optional=optional)
 
 
-@pytest.fixture(scope="module")
-def one() -> Iterator[SwitchProcess]:
-    with running() as found:
-        yield found
-
-
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(request=fields)
-def test_any_request_has_an_answer(one: SwitchProcess, request: dict[str, Any]) -> None:
+def test_any_request_has_an_answer(shared: SwitchProcess, request: dict[str, Any]) -> None:
     try:
-        one.call(Request(request))
+        shared.call(Request(request))
     except NetError as error:
         text = str(error)
         assert text.startswith(("network c/lan", "port ", "'")) or "no name of a port" in text, text
@@ -362,16 +356,16 @@ def test_any_request_has_an_answer(one: SwitchProcess, request: dict[str, Any]) 
         assert len(text) < 1000
     else:
         assert request["op"] in OPS
-    for name in one.ports():
-        one.call(requests.remove(name))
+    for name in shared.ports():
+        shared.call(requests.remove(name))
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.binary(max_size=200) | fields.map(msgpack.packb).map(lambda body: HEADER.pack(len(body)) + body[:-1]))
-def test_any_bytes(one: SwitchProcess, data: bytes) -> None:
+def test_any_bytes(shared: SwitchProcess, data: bytes) -> None:
     with stranger() as peer:
         peer.sendall(data)
-    assert one.show()["ports"] == []
+    assert shared.show()["ports"] == []
 
 
 def test_where_its_sockets_are(switch: SwitchProcess) -> None:

@@ -11,14 +11,14 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from switch_process import BROADCAST, LIMIT, SwitchProcess, frame, mac, python, running, switch, until
+from switch_process import BROADCAST, LIMIT, SwitchProcess, frame, mac, own, python, running, shared, switch, until
 
 import net
 from net import requests
 from net.errors import NetError
 from net.port import HostPort, Offload
 
-__all__ = ["switch"]
+__all__ = ["own", "shared", "switch"]
 
 
 def port(name: str, **options: object) -> HostPort:
@@ -194,39 +194,39 @@ def test_a_process_that_answers_and_is_killed(switch: SwitchProcess) -> None:
         assert switch.process.poll() is None
 
 
-def test_it_joins_the_next_switch(switch: SwitchProcess) -> None:
+def test_it_joins_the_next_switch(own: SwitchProcess) -> None:
     with port("a") as a, port("b") as b:
         for number in range(3):
             a.send(frame(BROADCAST, mac(1), bytes([number])))
-            until(lambda: switch.port("b")["counters"]["frames_out"] == 1, "the frame is lost")
-            switch.kill()
+            until(lambda: own.port("b")["counters"]["frames_out"] == 1, "the frame is lost")
+            own.kill()
             a.send(frame(BROADCAST, mac(1), b"sent meanwhile"), timeout=0)
             with pytest.raises(net.PortTimeout):
                 a.recv(0.05)
-            switch.start()
-            until(lambda: sorted(switch.ports()) == ["a", "b"], "they don't join again")
-            until(lambda: switch.port("a")["counters"]["frames_in"] == 1, "what was in the ring is lost")
+            own.start()
+            until(lambda: sorted(own.ports()) == ["a", "b"], "they don't join again")
+            until(lambda: own.port("a")["counters"]["frames_in"] == 1, "what was in the ring is lost")
             assert b.recv(LIMIT)[-1] == number
             b.send(frame(BROADCAST, mac(2), b"and back"))
             assert a.recv(LIMIT).endswith(b"and back")
             a.send(frame(mac(2), mac(1), b"there again"))
             while not b.recv(LIMIT).endswith(b"there again"):  # The one sent meanwhile may come, if b was there.
                 pass
-            switch.call(requests.stop())  # In good order: the rings are let go.
-            switch.process.wait(LIMIT)
-            switch.client.close()
-            switch.start()
-            until(lambda: sorted(switch.ports()) == ["a", "b"], "they don't join again")
+            own.call(requests.stop())  # In good order: the rings are let go.
+            own.process.wait(LIMIT)
+            own.client.close()
+            own.start()
+            until(lambda: sorted(own.ports()) == ["a", "b"], "they don't join again")
 
 
-def test_it_waits_for_another_switch_no_longer_than_it_was_told(switch: SwitchProcess) -> None:
+def test_it_waits_for_another_switch_no_longer_than_it_was_told(own: SwitchProcess) -> None:
     with port("a", patience=0.1) as a:
-        switch.kill()
+        own.kill()
         with pytest.raises(net.PortGone, match="the switch ended, and none came in its place"):
             a.recv(LIMIT)
         with pytest.raises(net.PortGone):
             a.show()
-    switch.start()
+    own.start()
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

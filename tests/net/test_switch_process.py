@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from switch_process import LIMIT, SwitchProcess, python, running, switch, until
+from switch_process import LIMIT, SwitchProcess, own, python, running, shared, switch, until
 
 import shm
 from net import naming, process, requests, wire
@@ -21,7 +21,7 @@ from net.errors import NetError
 from net.process import Configuration, spawn
 from net.requests import Request
 
-__all__ = ["switch"]
+__all__ = ["own", "shared", "switch"]
 
 RINGS = (shm.ChannelSpec("out", size=65536, max_message=1530), shm.ChannelSpec("in", size=65536, max_message=1530))
 
@@ -122,31 +122,31 @@ def test_without_a_descriptor(arguments: list[str]) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_network_has_one_switch(switch: SwitchProcess) -> None:
-    child, connection = spawn(switch.configuration)
+def test_a_network_has_one_switch(own: SwitchProcess) -> None:
+    child, connection = spawn(own.configuration)
     with pytest.raises(NetError, match="network c/lan: its switch runs already"):
         Client(connection)
     assert child.wait(LIMIT) == 1
-    assert switch.show()["ports"] == []
+    assert own.show()["ports"] == []
 
 
-def test_stop(switch: SwitchProcess) -> None:
-    switch.call(requests.add_vhost("guest"))
+def test_stop(own: SwitchProcess) -> None:
+    own.call(requests.add_vhost("guest"))
     with Client.connect("c", "lan") as other:
         other.call(requests.stop())
-        assert switch.process.wait(LIMIT) == 0
+        assert own.process.wait(LIMIT) == 0
         with pytest.raises(ConnectionLostError):
             other.call(requests.show())
     with pytest.raises(ConnectionLostError, match="no switch runs"):
         Client.connect("c", "lan")
 
 
-def test_sigterm_ends_it_and_a_terminals_signals_do_not(switch: SwitchProcess) -> None:
-    switch.process.send_signal(signal.SIGINT)
-    switch.process.send_signal(signal.SIGHUP)
-    assert switch.show()["ports"] == []
-    switch.process.send_signal(signal.SIGTERM)
-    assert switch.process.wait(LIMIT) == 0
+def test_sigterm_ends_it_and_a_terminals_signals_do_not(own: SwitchProcess) -> None:
+    own.process.send_signal(signal.SIGINT)
+    own.process.send_signal(signal.SIGHUP)
+    assert own.show()["ports"] == []
+    own.process.send_signal(signal.SIGTERM)
+    assert own.process.wait(LIMIT) == 0
 
 
 STARTER = """
@@ -181,54 +181,54 @@ def test_when_its_starter_is_killed(lifeline: bool, monkeypatch: pytest.MonkeyPa
         starter.communicate()
 
 
-def test_killed_and_started_again(switch: SwitchProcess) -> None:
+def test_killed_and_started_again(own: SwitchProcess) -> None:
     with shm.Region.create("c/net.lan.uni", channels=RINGS, backing="memfd", serve=False) as region:
         for _ in range(2):
-            switch.call(requests.add_ring("uni", region))
-            path = switch.call(requests.add_vhost("linux"))["path"]
+            own.call(requests.add_ring("uni", region))
+            path = own.call(requests.add_vhost("linux"))["path"]
             with region.sender("out") as out:
                 out.send(bytes(12) + bytes(60), timeout=1)
-            until(lambda: switch.port("uni")["counters"]["frames_in"] == 1, "the switch takes no frame")
-            switch.kill()
+            until(lambda: own.port("uni")["counters"]["frames_in"] == 1, "the own takes no frame")
+            own.kill()
             assert Path(path).exists()
-            switch.start()
-            assert switch.ports() == []
+            own.start()
+            assert own.ports() == []
             assert not Path(path).exists()
 
 
-def test_what_was_attached_comes_again(switch: SwitchProcess) -> None:
-    path = switch.call(requests.add_vhost("desktop", attached=True, mac=b"\2abcde"))["path"]
-    switch.call(requests.add_vhost("other", attached=True))
-    switch.call(requests.add_vhost("guest"))
-    switch.call(requests.remove("other"))
+def test_what_was_attached_comes_again(own: SwitchProcess) -> None:
+    path = own.call(requests.add_vhost("desktop", attached=True, mac=b"\2abcde"))["path"]
+    own.call(requests.add_vhost("other", attached=True))
+    own.call(requests.add_vhost("guest"))
+    own.call(requests.remove("other"))
     for _ in range(2):
-        switch.kill()
-        switch.start()
-        [port] = switch.show()["ports"]
+        own.kill()
+        own.start()
+        [port] = own.show()["ports"]
         assert (port["name"], port["mac"], port["path"], port["attached"]) == ("desktop", b"\2abcde", path, True)
         assert Path(path).is_socket()
 
 
-def test_what_a_killed_one_left_can_be_removed(switch: SwitchProcess) -> None:
-    switch.call(requests.add_vhost("desktop", attached=True))
-    switch.kill()
+def test_what_a_killed_one_left_can_be_removed(own: SwitchProcess) -> None:
+    own.call(requests.add_vhost("desktop", attached=True))
+    own.kill()
     assert naming.networks() == ["c/lan"]
     process.sweep("c", "lan")
     assert naming.networks() == []
-    switch.start()
-    assert switch.ports() == []
+    own.start()
+    assert own.ports() == []
 
 
-def test_an_attached_file_that_was_spoiled_is_nobodys(switch: SwitchProcess) -> None:
+def test_an_attached_file_that_was_spoiled_is_nobodys(own: SwitchProcess) -> None:
     for content in (b"", b"\xc1", b"\x81\xa1x\x01", b"\x81\xa1x\x81\xa2op\xa3fly"):
-        switch.kill()
-        (switch.folder / "net" / "c" / "lan" / "attached").write_bytes(content)
-        switch.start()
-        assert switch.ports() == []
-    assert switch.process.stderr is not None
-    switch.call(requests.stop())
-    assert b"port x is lost: network c/lan: there is no op 'fly'" in switch.process.stderr.read()
-    switch.start()
+        own.kill()
+        (own.folder / "net" / "c" / "lan" / "attached").write_bytes(content)
+        own.start()
+        assert own.ports() == []
+    assert own.process.stderr is not None
+    own.call(requests.stop())
+    assert b"port x is lost: network c/lan: there is no op 'fly'" in own.process.stderr.read()
+    own.start()
 
 
 def test_two_networks_at_a_time(switch: SwitchProcess) -> None:
