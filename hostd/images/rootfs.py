@@ -18,7 +18,7 @@ from hostd.images.errors import ImageStoreError
 from hostd.images.folders import appearing, cache, locked, tell
 
 SUITE = "bookworm"
-PACKAGES = ("python3", "pciutils", "procps", "iproute2", *stage.PACKAGES[1:])
+PACKAGES = ("python3", "pciutils", "procps", "iproute2", "iputils-ping", *stage.PACKAGES[1:])
 NOT_INSTALLED = ("/usr/share/man/*", "/usr/share/locale/*", "/usr/share/info/*", "/usr/share/doc/*")
 """files of packages that nobody reads in a guest"""
 REMOVED = (

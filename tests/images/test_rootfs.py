@@ -87,7 +87,7 @@ def test_a_root_has_guestlib_and_nothing_of_its_making(
         "times": {float(rootfs.TIME)},
         "kind": ("ext4", 1 << 20),
     }
-    assert "--include=curl,iproute2," in (tmp_path / "calls").read_text()
+    assert "--include=curl,iproute2,iputils-ping," in (tmp_path / "calls").read_text()
     assert "installing" in capsys.readouterr().err
 
 
