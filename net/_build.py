@@ -91,17 +91,34 @@ CAPTURE = """
     void capture_look(struct captures *captures, const struct capture *capture, struct capture_counters *counters);
 """
 
+FRONT = """
+    int front_look(struct net_switch *sw, uint32_t id, struct vhost_info *info);
+"""
+
 # Names of errors are asked for by number, and a port that no switch took is closed by its own op.
 GLUE = """
 static void port_close(struct port *port) { port->ops->close(port); }
+
+/* What is known of a vhost-user port's front end: 1, or 0 if no port, or one of another kind, has that number. */
+static int front_look(struct net_switch *sw, uint32_t id, struct vhost_info *info) {
+    switch_lock(sw);
+    const struct port *port = switch_port(sw, id);
+    int found = port && !strcmp(port->ops->kind, "vhost-user");
+    if (found)
+        vhost_port_info(port, info);
+    switch_unlock(sw);
+    return found;
+}
 """
 
 ffibuilder = FFI()
 ffibuilder.include(runpy.run_path(str(HERE.parent / "shm" / "_build.py"))["ffibuilder"])  # struct shm_config
-ffibuilder.cdef("".join(f"#define {name} ...\n" for name in NUMBERS.split()) + SWITCH + PORTS + CAPTURE)
+ffibuilder.cdef("".join(f"#define {name} ...\n" for name in NUMBERS.split()) + SWITCH + PORTS + CAPTURE + FRONT)
 ffibuilder.set_source(
     "net._net",
-    '#include "end.h"\n#include "loops.h"\n' + "".join(f'#include "{name}"\n' for name in HEADERS) + GLUE,
+    '#include <string.h>\n#include "end.h"\n#include "loops.h"\n'
+    + "".join(f'#include "{name}"\n' for name in HEADERS)
+    + GLUE,
     sources=[str(HERE / "src" / name) for name in SOURCES],
     include_dirs=[str(HERE / "src"), str(HERE.parent / "shm" / "include"), str(HERE.parent / "shm" / "src")],
     depends=[str(path) for path in sorted((HERE / "src").glob("*.h"))],

@@ -15,6 +15,7 @@ from net.captures import Captures
 from net.errors import NetError
 from net.fields import U32, Fields
 from net.folder import Folder
+from net.fronts import front
 from net.switch import PortOptions, Switch
 from shm.layout import PAGE, ChannelInfo
 from shm.region import Region
@@ -147,6 +148,7 @@ class Service:
             | options
             | {
                 "path": self._paths.get(port.name),
+                "front": front(self._switch.pointer, port.id),
                 "held": port.name in self._holders,
                 "attached": port.name in self.folder.attached,
             }

@@ -31,8 +31,8 @@ def for_qemu(interface: Interface, memory: int) -> list[str]:
         device += ["mq=on", f"vectors={2 * queues + 2}"]
     backend = f"vhost-user,id={name},chardev={name}" + (f",queues={queues}" if queues > 1 else "")
     return [
-        *("-m", f"{memory}B"),
-        *("-object", f"memory-backend-memfd,id=memory,size={memory}B,share=on"),
+        *("-m", _size(memory)),
+        *("-object", f"memory-backend-memfd,id=memory,size={_size(memory)},share=on"),
         *("-machine", "memory-backend=memory"),
         *("-chardev", f"socket,id={name},path={_quoted(interface.path)},reconnect=1"),
         *("-netdev", backend),
@@ -50,6 +50,11 @@ def for_dpdk(interface: Interface) -> list[str]:
         "queue_size=256",
     ]
     return ["--no-pci", "--single-file-segments", f"--file-prefix={interface.port}", f"--vdev={','.join(device)}"]
+
+
+def _size(memory: int) -> str:
+    """Return bytes as QEMU reads them, who takes a number alone for MiB."""
+    return f"{memory >> 20}M" if memory % (1 << 20) == 0 else f"{memory}B"
 
 
 def _quoted(path: str) -> str:

@@ -49,19 +49,21 @@ def _title(found: dict[str, Any]) -> str:
 
 
 def _ports(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    head = ["PORT", "KIND", "STATE", "OPTIONS", "FRAMES IN", "BYTES IN", "FRAMES OUT", "BYTES OUT", "DROPS"]
+    head = ["PORT", "KIND", "STATE", "OPTIONS", "FRAMES IN", "BYTES IN", "FRAMES OUT", "BYTES OUT", "DROPS AND ERRORS"]
     rows = []
     for port in found["ports"]:
         counters = port["counters"]
         numbers = [f"{counters[key]:,}" for key in ("frames_in", "bytes_in", "frames_out", "bytes_out")]
-        rows.append([port["name"], port["kind"], _state(port), _words(port), *numbers, _drops(counters)])
+        rows.append([port["name"], port["kind"], _state(port), _words(port), *numbers, _troubles(port)])
     return head, rows
 
 
 def _state(port: dict[str, Any]) -> str:
     if port["quarantined"]:
-        field = f" ({port['field']})" if port["field"] else ""
-        return f"quarantined: {port['quarantined']}{field}"
+        return "quarantined"
+    front = port["front"]
+    if front is not None and not front["connected"]:
+        return "waiting"
     return "up" if port["up"] else "down"
 
 
@@ -73,10 +75,14 @@ def _words(port: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def _drops(counters: dict[str, Any]) -> str:
-    """Return what was dropped, by reason."""
-    drops = [f"{count:,} {reason}" for reason, count in counters["drops"].items() if count]
-    return ", ".join([*drops, f"{counters['missed']:,} missed"] if counters["missed"] else drops)
+def _troubles(port: dict[str, Any]) -> str:
+    """Return what went wrong, by reason: why the port is quarantined, frames dropped, front ends thrown out."""
+    counters, front, field = port["counters"], port["front"], port["field"]
+    troubles = [f"{port['quarantined']}{f' ({field})' if field else ''}"] if port["quarantined"] else []
+    troubles += [f"{count:,} {reason}" for reason, count in counters["drops"].items() if count]
+    troubles += [f"{counters['missed']:,} missed"] if counters["missed"] else []
+    troubles += [f"{count:,} thrown out for {reason}" for reason, count in front["errors"].items()] if front else []
+    return ", ".join(troubles)
 
 
 def _addresses(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -134,7 +140,7 @@ def _drawn(found: dict[str, Any], rates: dict[str, dict[str, float]]) -> Rendera
     from rich.table import Table
 
     ports = Table(title=_title(found), title_justify="left", box=None)
-    heads = ("port", "kind", "state", "options", "in/s", "in", "out/s", "out", "drops")
+    heads = ("port", "kind", "state", "options", "in/s", "in", "out/s", "out", "drops and errors")
     for number, title in enumerate(heads):
         ports.add_column(title, justify="right" if 4 <= number < 8 else "left")
     for port in found["ports"]:
@@ -144,7 +150,7 @@ def _drawn(found: dict[str, Any], rates: dict[str, dict[str, float]]) -> Rendera
             for way in ("in", "out")
             for text in (f"{rate[f'frames_{way}']:,.0f}", f"{rate[f'bytes_{way}'] * 8 / 1e6:,.1f} Mbit/s")
         ]
-        ports.add_row(port["name"], port["kind"], _state(port), _words(port), *flows, _drops(port["counters"]))
+        ports.add_row(port["name"], port["kind"], _state(port), _words(port), *flows, _troubles(port))
     addresses = Table(box=None)
     head, rows = _addresses(found)
     for title in head:

@@ -29,6 +29,10 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 LIMIT = 30.0
 BROADCAST = b"\xff" * 6
 needs_tshark = pytest.mark.skipif(shutil.which("tshark") is None, reason="tshark is not installed (apt: tshark)")
+needs_dpdk = pytest.mark.skipif(
+    shutil.which("dpdk-testpmd") is None or os.geteuid() != 0,
+    reason="dpdk-testpmd is not installed, or this is not root",
+)
 needs_qemu = pytest.mark.skipif(shutil.which("qemu-system-x86_64") is None, reason="QEMU is not installed")
 
 
@@ -211,6 +215,29 @@ def test_qemu_takes_the_arguments(switch: Client) -> None:
         socket = next(chardev for chardev in chardevs if chardev["label"] == "net-vm")
         assert "disconnected" not in socket["filename"]
         assert process.wait(LIMIT) == 0
+
+
+@needs_dpdk
+def test_dpdk_takes_the_arguments(switch: Client) -> None:
+    """Its virtio-user driver joins, and sends."""
+    name = f"dpdk-{os.getpid()}"
+    found = json.loads(hostd("net", "attach", "c/lan", "--for", "dpdk", "--name", name, "--json").stdout)
+    testpmd = ["dpdk-testpmd", "--lcores=0@0,1@0", "--no-huge", "-m", "64", *found["arguments"]]
+    testpmd += ["--", "--forward-mode=txonly", "--auto-start", "--total-num-mbufs=2048", "--no-mlockall"]
+    output = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    try:
+        with (
+            net.attach("c/lan", name="probe") as probe,
+            subprocess.Popen(testpmd, stdin=subprocess.PIPE, **output) as process,
+        ):
+            try:
+                assert probe.recv(LIMIT)[6:12].hex(":") == found["mac"]
+            finally:
+                process.terminate()
+    finally:
+        shutil.rmtree(f"/var/run/dpdk/{name}", ignore_errors=True)
+    [known] = json.loads(hostd("net", "show", "c/lan", "--json").stdout)["ports"]
+    assert (known["name"], known["front"]["sessions"], known["front"]["errors"]) == (name, 1, {})
 
 
 @needs_tshark

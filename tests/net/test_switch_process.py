@@ -53,6 +53,20 @@ def test_others_ask_as_well(switch: SwitchProcess) -> None:
     assert switch.ports() == []
 
 
+def test_front_ends_that_came_and_were_thrown_out(switch: SwitchProcess) -> None:
+    path = switch.call(requests.add_vhost("guest"))["path"]
+    assert switch.port("guest")["front"]["sessions"] == 0
+    for number in range(1, 4):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:
+            peer.connect(path)
+            peer.sendall(b"\xff" * 12)
+            assert peer.recv(1) == b""
+        until(lambda number=number: switch.port("guest")["front"]["sessions"] == number, "it is not counted")  # type: ignore[misc]
+    front = switch.port("guest")["front"]
+    assert (front["connected"], sum(front["errors"].values())) == (False, 3)
+    assert switch.port("guest")["quarantined"] in front["errors"]
+
+
 def test_asyncio(switch: SwitchProcess) -> None:
     async def talk() -> None:
         client = await AsyncClient.connect("c", "lan")
