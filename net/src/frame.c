@@ -1,7 +1,9 @@
-/* frame.c: see frame.h. */
+/* frame.c: see frame.h, and port_check of port.h. */
 #include "frame.h"
 
 #include <string.h>
+
+#include "port.h"
 
 #ifndef VIRTIO_NET_HDR_GSO_UDP_L4 /* Linux 6.2 */
 #define VIRTIO_NET_HDR_GSO_UDP_L4 5
@@ -39,6 +41,23 @@ int frame_check_offload(struct frame *frame) {
     if (offload->hdr_len > frame->size)
         offload->hdr_len = 0; /* A hint only: "not to be relied on". */
     return offload->gso_size != 0 && offload->flags;
+}
+
+/* Are the segments of a frame that is to be cut no longer than the network allows? Its offload has been checked. */
+static int segments_fit(const struct frame *frame, uint32_t max_frame) {
+    const struct virtio_net_hdr_v1 *offload = &frame->offload;
+    int kind = offload->gso_type & ~VIRTIO_NET_HDR_GSO_ECN;
+    uint32_t header = kind == VIRTIO_NET_HDR_GSO_TCPV4 || kind == VIRTIO_NET_HDR_GSO_TCPV6 ? 20 : 8;
+    return offload->csum_start + header + offload->gso_size <= max_frame;
+}
+
+enum drop port_check_offload(const struct port *port, struct frame *frame) {
+    int whole = frame->offload.gso_type == VIRTIO_NET_HDR_GSO_NONE;
+    if (frame->size > (whole ? port->max_frame : FRAME_MAX))
+        return DROP_OVERSIZE;
+    if (!frame_check_offload(frame))
+        return DROP_OFFLOAD;
+    return whole || segments_fit(frame, port->max_frame) ? DROP_NONE : DROP_OVERSIZE;
 }
 
 void frame_copy(const struct frame *frame, uint32_t offset, void *to, uint32_t size) {

@@ -99,6 +99,20 @@ struct port {
     struct port_counters counters;
 };
 
+/* port_check for a frame of which something is undone. */
+enum drop port_check_offload(const struct port *port, struct frame *frame);
+
+/*
+ * May it come from there, by its size and its offload, which have been read? DROP_NONE, or why not. What a sender has no say
+ * in is cleared.
+ */
+static inline enum drop port_check(const struct port *port, struct frame *frame) {
+    if (__builtin_expect(frame->offload.flags | frame->offload.gso_type, 0))
+        return port_check_offload(port, frame);
+    __builtin_memset(&frame->offload, 0, sizeof frame->offload);
+    return frame->size <= port->max_frame ? DROP_NONE : DROP_OVERSIZE;
+}
+
 static inline void port_drop(struct port *port, enum drop reason) {
     port->counters.drops[reason]++;
 }

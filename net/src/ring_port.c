@@ -59,15 +59,10 @@ static int accept_frame(struct port *port, struct frame *frame, void *message, u
     memcpy(frame->ethernet, (char *)message + OFFLOAD_SIZE, FRAME_HEADER);
     frame->pieces[0] = (struct iovec){(char *)message + OFFLOAD_SIZE, frame->size};
     frame->piece_count = 1;
-    if (frame->size > (frame->offload.gso_type ? FRAME_MAX : port->max_frame)) {
-        port_drop(port, DROP_OVERSIZE);
-        return 0;
-    }
-    if (frame_has_offload(frame) && !frame_check_offload(frame)) {
-        port_drop(port, DROP_OFFLOAD);
-        return 0;
-    }
-    return 1;
+    enum drop reason = port_check(port, frame);
+    if (reason)
+        port_drop(port, reason);
+    return !reason;
 }
 
 static int ring_port_peek(struct port *port, struct frame *frames, int room) {

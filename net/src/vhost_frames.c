@@ -34,31 +34,6 @@ static inline void copy_bytes(uint8_t *to, const uint8_t *from, uint32_t size) {
 
 /* --- out of a transmit queue --- */
 
-/* Are the segments of a frame that is to be cut no longer than the network allows? Its offload has been checked. */
-static int segments_fit(const struct frame *frame, uint32_t max_frame) {
-    const struct virtio_net_hdr_v1 *offload = &frame->offload;
-    int tcp = (offload->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) == VIRTIO_NET_HDR_GSO_TCPV4 ||
-              (offload->gso_type & ~VIRTIO_NET_HDR_GSO_ECN) == VIRTIO_NET_HDR_GSO_TCPV6;
-    return (uint32_t)offload->csum_start + (tcp ? 20 : 8) + offload->gso_size <= max_frame;
-}
-
-/* Is it a frame for this network? The reason why not, else DROP_NONE. Its header and Ethernet header have been read. */
-static enum drop check(struct frame *frame, const struct port *port) {
-    if (VRING_LIKELY(!(frame->offload.flags | frame->offload.gso_type))) {
-        memset(&frame->offload, 0, sizeof frame->offload);
-        return frame->size <= port->max_frame ? DROP_NONE : DROP_OVERSIZE;
-    }
-    if (frame->size > FRAME_MAX ||
-        (frame->offload.gso_type == VIRTIO_NET_HDR_GSO_NONE && frame->size > port->max_frame))
-        return DROP_OVERSIZE;
-    frame->offload.num_buffers = 0;
-    if (!frame_check_offload(frame))
-        return DROP_OFFLOAD;
-    if (frame->offload.gso_type != VIRTIO_NET_HDR_GSO_NONE && !segments_fit(frame, port->max_frame))
-        return DROP_OVERSIZE;
-    return DROP_NONE;
-}
-
 /* Copies what the pieces hold to the bounce buffer: the frame is one piece then. */
 static void bounce(struct frame *frame, uint8_t *to) {
     uint32_t size = 0;
@@ -208,7 +183,7 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
             }
         }
         if (VRING_LIKELY(reason == DROP_NONE))
-            reason = check(frame, port);
+            reason = port_check(port, frame);
         if (VRING_LIKELY(reason == DROP_NONE))
             kept++;
         else

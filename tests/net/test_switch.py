@@ -202,6 +202,22 @@ def test_offloads_that_can_not_be_are_counted(lan: Lan) -> None:
     assert a.info.counters.drops["offload"] == 3
 
 
+def test_what_only_a_receiver_may_say_is_cleared(lan: Lan) -> None:
+    a, b = lan.owner("a"), lan.owner("b", mac=B)
+    a.send(frame(B, A, bytes(80)), offload=b"\6\0" + b"\x11" * 10)  # Its checksum is right, says a.
+    assert b.receiver.recv(timeout=LIMIT) == PLAIN + frame(B, A, bytes(80))
+
+
+def test_segments_longer_than_the_network_allows(lan: Lan) -> None:
+    """Also to a port that takes what is unsegmented."""
+    a, b = lan.owner("a", size=1 << 18, message=65565), lan.owner("b", mac=B, size=1 << 18, message=65565)
+    for size in (1460 + 5, 1460 + 4):
+        numbers = (0, size, 34, 16)  # As a TCP over IPv4 without options.
+        a.send(frame(B, A, bytes(5000)), offload=b"\1\1" + b"".join(n.to_bytes(2, "little") for n in numbers) + b"\0\0")
+    assert b.receiver.recv(timeout=LIMIT)[4:6] == (1464).to_bytes(2, "little")
+    assert a.info.counters.drops["oversize"] == 1
+
+
 def test_a_full_ring_loses_frames_and_nobody_waits(lan: Lan) -> None:
     a, b, c = lan.owner("a"), lan.owner("b", mac=B, size=4096, message=1024), lan.owner("c", mac=C)
     for _ in range(200):
