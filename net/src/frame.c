@@ -12,7 +12,7 @@
 int frame_check_offload(struct frame *frame) {
     struct virtio_net_hdr_v1 *offload = &frame->offload;
     offload->flags &= VIRTIO_NET_HDR_F_NEEDS_CSUM; /* The others are a receiver's. */
-    offload->num_buffers = 1;
+    offload->num_buffers = 0;
     if (offload->flags) {
         /* 5.1.6.2: the sum goes from csum_start to the end, and is put csum_offset behind its start. */
         uint32_t field = (uint32_t)offload->csum_start + offload->csum_offset;
