@@ -312,11 +312,12 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [1, 2])
 def test_readers_that_write_what_they_like(fuzzer: Path, seed: int) -> None:
-    cases = 1_000_000 if os.environ.get("HOSTD_LONG") else 2_000
+    cases = 100_000 if os.environ.get("HOSTD_LONG") else 2_000
     done = subprocess.run(
-        [str(fuzzer), str(seed), str(cases)], capture_output=True, text=True, check=False, timeout=2000
+        [str(fuzzer), str(seed), str(cases)], capture_output=True, text=True, check=False, timeout=550
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"{cases} cases, ")
