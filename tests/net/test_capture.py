@@ -124,16 +124,17 @@ def test_a_port_is_looked_at_by_name_also_when_it_comes_again(switch: SwitchProc
     with net.attach("c/lan", name="a"):
         capture = Capture("c/lan", ports=["a"], macs=[mac(1)])
     with net.attach("c/lan", name="b") as b, capture:
+        until(lambda: switch.ports() == ["b"], "it is still there")
         for number in range(3):
-            until(lambda: switch.ports() == ["b"], "it is still there")
             with net.attach("c/lan", name="a") as a:
                 a.send(frame(BROADCAST, mac(1), bytes([number])))
                 [seen] = take(capture, 1)
                 assert (seen.data[-1], capture.port(seen.source)) == (number, "a")
                 assert b.recv(LIMIT)[-1] == number
+            until(lambda: switch.ports() == ["b"], "it is still there")
             b.send(frame(mac(1), mac(2), b"to nobody"))
             passed(switch, "b", number + 1)
-        assert all(one.data.endswith(b"to nobody") for one in capture.frames(0))
+        assert capture.frames(0) == []
     with pytest.raises(NetError, match="network c/lan: capture: there is no port 'c' \\(there: a\\)"):
         with net.attach("c/lan", name="a"):
             Capture("c/lan", ports=["a", "c"])
