@@ -1,6 +1,6 @@
 /*
- * forward.c: see forward.h. A batch of one port's frames has few addresses, mostly one of each: what was found out for a frame is
- * kept for the next one.
+ * forward.c: see forward.h. A batch of one port's frames is taken in runs of those that have the same Ethernet header: what is
+ * decided by it is decided once for a run, which goes to its receiver in one call.
  */
 #include "forward.h"
 
@@ -15,7 +15,7 @@
 
 enum { VLAN_TYPE = 0x8100, TAG_SIZE = 4 };
 
-/* What the last frame of the batch had. Keys are never 0. */
+/* What the last run of the batch had. Keys are never 0. */
 struct memory {
     uint64_t source, destination;
     struct port *to;                    /* of `destination`; NULL: nobody knows */
@@ -43,24 +43,56 @@ static uint32_t needs(const struct frame *frame) {
     }
 }
 
-static void deliver(struct net_switch *sw, struct port *to, const struct frame *frame) {
-    if (!port_usable(to)) {
-        port_drop(to, DROP_DOWN);
-        return;
-    }
-    uint32_t needed = frame_has_offload(frame) ? needs(frame) : 0;
-    int result = (to->flags & needed) == needed ? to->ops->send(to, frame) : offload_send(to, frame);
-    if (!to->touched) { /* Also after a failure: segments before it may have gone. */
+static int takes(const struct port *to, const struct frame *frame) {
+    return !frame_has_offload(frame) || !(needs(frame) & ~to->flags);
+}
+
+/* Frames that `to` takes as they are: how many went in, as send_many. */
+static int send(struct port *to, const struct frame *frames, int count, int *result) {
+    if (to->ops->send_many)
+        return to->ops->send_many(to, frames, count, result);
+    for (int i = 0; i < count; i++)
+        if ((*result = to->ops->send(to, &frames[i])))
+            return i;
+    return count;
+}
+
+static void count_out(struct port *to, const struct frame *frames, int count) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += frames[i].size;
+    to->counters.frames_out += (uint64_t)count;
+    to->counters.bytes_out += bytes;
+}
+
+static void deliver(struct net_switch *sw, struct port *to, const struct frame *frames, int count) {
+    if (!to->touched) { /* Also after a failure: what went before it is there. */
         to->touched = 1;
         sw->touched[sw->touched_count++] = to;
     }
-    if (result == 0) {
-        to->counters.frames_out++;
-        to->counters.bytes_out += frame->size;
-    } else if (result > 0) {
-        port_drop(to, (enum drop)result);
-    } else {
-        fail(sw, to, result);
+    while (count) {
+        if (!port_usable(to)) {
+            to->counters.drops[DROP_DOWN] += (uint64_t)count;
+            return;
+        }
+        int result = 0, sent = 0, fit = 0;
+        while (fit < count && takes(to, &frames[fit]))
+            fit++;
+        if (fit)
+            sent = send(to, frames, fit, &result);
+        else if (!(result = offload_send(to, frames)))
+            sent = 1;
+        count_out(to, frames, sent);
+        frames += sent;
+        count -= sent;
+        if (!result)
+            continue;
+        if (result < 0)
+            fail(sw, to, result);
+        else
+            port_drop(to, (enum drop)result);
+        frames++;
+        count--;
     }
 }
 
@@ -86,67 +118,105 @@ static int over_rate(const struct net_switch *sw, struct port *port, uint32_t si
     return 0;
 }
 
+static int type_of(const struct frame *frame) {
+    return frame->ethernet[12] << 8 | frame->ethernet[13];
+}
+
 static uint16_t vlan_of(const struct frame *frame) {
     uint8_t tag[2];
-    if ((frame->ethernet[12] << 8 | frame->ethernet[13]) != VLAN_TYPE || frame->size < FRAME_HEADER + TAG_SIZE)
+    if (type_of(frame) != VLAN_TYPE || frame->size < FRAME_HEADER + TAG_SIZE)
         return 0;
     frame_copy(frame, FRAME_HEADER, tag, sizeof tag);
     return (uint16_t)((tag[0] & 0xf) << 8 | tag[1]);
 }
 
-/* May this frame come from there? DROP_NONE, or why not. Learns its source. */
-static enum drop admit(struct net_switch *sw, struct port *from, const struct frame *frame, uint16_t vlan, struct memory *last) {
+/* May frames with this header come from there? Learns their source. */
+static int admit(struct net_switch *sw, struct port *from, const struct frame *frame, uint16_t vlan, struct memory *last) {
     const uint8_t *source = frame->ethernet + 6;
-    if (from->rate && over_rate(sw, from, frame->size))
-        return DROP_RATE;
     uint64_t key = address_key(source, vlan);
     if (key == last->source)
-        return last->source_good ? DROP_NONE : DROP_SPOOFED;
+        return last->source_good;
     last->source = key;
     last->source_good = !(from->flags & PORT_FIXED_MAC) || !memcmp(source, from->mac, 6);
     if (last->source_good && !address_is_group(source))
         last->source_good = addresses_learn(sw->addresses, key, from, sw->now_ns);
-    return last->source_good ? DROP_NONE : DROP_SPOOFED;
+    return last->source_good;
 }
 
-static void flood(struct net_switch *sw, struct port *from, const struct frame *frame) {
+static struct port *way_of(struct net_switch *sw, const struct frame *frame, uint16_t vlan, struct memory *last) {
+    if (address_is_group(frame->ethernet))
+        return NULL;
+    uint64_t key = address_key(frame->ethernet, vlan);
+    if (key != last->destination) {
+        last->destination = key;
+        last->to = addresses_find(sw->addresses, key, sw->now_ns);
+    }
+    return last->to;
+}
+
+static void flood(struct net_switch *sw, struct port *from, const struct frame *frames, int count) {
     for (uint32_t i = 0; i < sw->port_count; i++) {
         struct port *to = sw->ports[i];
         if (to != from && port_usable(to) && !apart(from, to))
-            deliver(sw, to, frame);
+            deliver(sw, to, frames, count);
     }
 }
 
-static void forward(struct net_switch *sw, struct port *from, const struct frame *frame, struct memory *last) {
-    from->counters.frames_in++;
-    from->counters.bytes_in += frame->size;
-    uint16_t vlan = vlan_of(frame);
-    enum drop refused = admit(sw, from, frame, vlan, last);
-    if (refused) {
-        port_drop(from, refused);
+/* Frames with the same Ethernet header. */
+static void forward(struct net_switch *sw, struct port *from, const struct frame *frames, int count, struct memory *last) {
+    uint16_t vlan = vlan_of(frames);
+    if (!admit(sw, from, frames, vlan, last)) {
+        from->counters.drops[DROP_SPOOFED] += (uint64_t)count;
         return;
     }
-    struct port *to = NULL;
-    if (!address_is_group(frame->ethernet)) {
-        uint64_t key = address_key(frame->ethernet, vlan);
-        if (key != last->destination) {
-            last->destination = key;
-            last->to = addresses_find(sw->addresses, key, sw->now_ns);
-        }
-        to = last->to;
-    }
+    struct port *to = way_of(sw, frames, vlan, last);
     if (to == from)
         return; /* It lives on the side that it came from. */
     if (to && apart(from, to)) {
-        port_drop(from, DROP_ISOLATED);
+        from->counters.drops[DROP_ISOLATED] += (uint64_t)count;
         return;
     }
-    if (sw->tap)
-        sw->tap(sw->tap_context, frame, from, to);
+    for (int i = 0; sw->tap && i < count; i++)
+        sw->tap(sw->tap_context, &frames[i], from, to);
     if (to)
-        deliver(sw, to, frame);
+        deliver(sw, to, frames, count);
     else
-        flood(sw, from, frame);
+        flood(sw, from, frames, count);
+}
+
+static int same_header(const struct frame *a, const struct frame *b) {
+    uint64_t first[2], second[2]; /* Two bytes of them are in both words. */
+    memcpy(&first[0], a->ethernet, 8), memcpy(&first[1], a->ethernet + FRAME_HEADER - 8, 8);
+    memcpy(&second[0], b->ethernet, 8), memcpy(&second[1], b->ethernet + FRAME_HEADER - 8, 8);
+    return first[0] == second[0] && first[1] == second[1];
+}
+
+/* How many frames can be forwarded like the first. VLAN tags are behind the header. */
+static int run_of(const struct frame *frames, int count) {
+    int run = 1;
+    if (type_of(frames) != VLAN_TYPE)
+        while (run < count && same_header(frames, &frames[run]))
+            run++;
+    return run;
+}
+
+/* Counts frames, drops those over the port's rate; moves the others together: how many they are. */
+static int count_in(struct net_switch *sw, struct port *from, struct frame *frames, int count) {
+    uint64_t bytes = 0;
+    for (int i = 0; i < count; i++)
+        bytes += frames[i].size;
+    from->counters.frames_in += (uint64_t)count;
+    from->counters.bytes_in += bytes;
+    if (!from->rate)
+        return count;
+    int kept = 0;
+    for (int i = 0; i < count; i++) {
+        if (over_rate(sw, from, frames[i].size))
+            port_drop(from, DROP_RATE);
+        else if (kept++ < i)
+            frames[kept - 1] = frames[i];
+    }
+    return kept;
 }
 
 static void flush(struct net_switch *sw) {
@@ -161,14 +231,18 @@ static void flush(struct net_switch *sw) {
 }
 
 static uint32_t serve(struct net_switch *sw, struct port *from) {
-    int count = from->ops->peek(from, sw->frames, FRAME_BATCH);
+    struct frame *frames = sw->frames;
+    int count = from->ops->peek(from, frames, FRAME_BATCH);
     if (count < 0) {
         fail(sw, from, count);
         return 0;
     }
     struct memory last = {0};
-    for (int i = 0; i < count; i++)
-        forward(sw, from, &sw->frames[i], &last);
+    int kept = count ? count_in(sw, from, frames, count) : 0;
+    for (int i = 0, run; i < kept; i += run) {
+        run = run_of(&frames[i], kept - i);
+        forward(sw, from, &frames[i], run, &last);
+    }
     flush(sw);
     /* Also after none: what was passed over (runts) is given back, too. */
     int error = from->ops->release(from);

@@ -72,6 +72,8 @@ struct port_ops {
     int (*release)(struct port *port);
     /* Copies a frame in: 0, a positive enum drop, or -error. Never one with offloads that the port's flags don't name. */
     int (*send)(struct port *port, const struct frame *frame);
+    /* The same for several, in order: how many went in. If not all, *result says why the next did not. May be NULL. */
+    int (*send_many)(struct port *port, const struct frame *frames, int count, int *result);
     /* After a batch of sends: the peer sees them now, and is woken if it sleeps. 0 or -error. */
     int (*flush)(struct port *port);
     /* The switch is about to sleep: ask for a ring of `wake`. Returns 1 if a frame is there already (after a heavy barrier the

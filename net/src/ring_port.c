@@ -15,6 +15,12 @@
 /* Bytes of a message in the line that its receiver polls, and of the frame among them. */
 enum { LINE_ROOM = SHM_LINE - RING_HEADER, FRAME_ROOM = LINE_ROOM - OFFLOAD_SIZE };
 
+/*
+ * Lines that the peer has written, or read, are in its processor's cache. So many lines ahead they are asked for; of a long
+ * message only the first, whose rest the processor foresees.
+ */
+enum { READ_AHEAD = 12, READ_LINES = 4, WRITE_AHEAD = 8, WRITE_LINES = 4 };
+
 struct ring_port {
     struct port port;
     struct ring out;            /* from the peer */
@@ -22,7 +28,8 @@ struct ring_port {
     uint64_t seen;              /* position behind the frames that are held out */
     void *guarded[2];           /* a port's rings are its own, their region need not be */
     int space_bell, data_bell;  /* the peer's: room in `out`, frames in `in` */
-    uint8_t ring_data;          /* the peer sleeps: to be rung at the next flush */
+    uint8_t sent;               /* since the last flush */
+    uint8_t busy;               /* the last look found many frames */
     uint32_t lost;              /* memory of a ring was taken away */
 };
 
@@ -77,11 +84,13 @@ static int ring_port_peek(struct port *port, struct frame *frames, int room) {
             break;
         if (result)
             return spoiled(rp, &cursor);
-        __builtin_prefetch(ring_header(&cursor, cursor.position + 2 * cursor.span));
+        for (uint64_t line = 0; rp->busy && line < cursor.span && line < READ_LINES; line++)
+            __builtin_prefetch(ring_header(&cursor, cursor.position + READ_AHEAD + line));
         count += accept_frame(port, &frames[count], (void *)message, size);
         cursor.position += cursor.span;
     }
     rp->seen = cursor.position;
+    rp->busy = count >= FRAME_BATCH / 2;
     return count;
 }
 
@@ -97,44 +106,84 @@ static int ring_port_release(struct port *port) {
 
 /* --- to the peer --- */
 
-static int ring_port_send(struct port *port, const struct frame *frame) {
-    struct ring_port *rp = of(port);
-    void *message;
-    uint32_t size = OFFLOAD_SIZE + frame->size;
-    switch (ring_reserve(&rp->in, size, &message)) {
-    case SHM_OK:
-        break;
-    case SHM_FULL:
-        return DROP_FULL;
-    case SHM_E_TOO_LONG:
-        return DROP_OVERSIZE;
-    default:
-        return spoiled(rp, &rp->in);
-    }
-    /* As ring_fill: the line that the peer polls comes last, in one go. */
-    char *at = message;
-    ring_blank(&rp->in, rp->in.position + ring_span(size));
-    uint32_t first = frame->size < FRAME_ROOM ? frame->size : FRAME_ROOM;
-    if (frame->piece_count == 1) {
-        const char *from = frame->pieces[0].iov_base;
-        if (frame->size > first)
-            ring_copy(at + LINE_ROOM, from + first, frame->size - first);
-        __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
-        ring_copy(at + OFFLOAD_SIZE + FRAME_HEADER, from + FRAME_HEADER, first - FRAME_HEADER);
+/* Short copies in few steps, the last of which may overlap the one before. */
+static inline void copy(char *to, const char *from, uint32_t size) {
+    typedef struct { char bytes[16]; } piece;
+    if (size > 256) {
+        ring_copy(to, from, size);
+    } else if (size >= 16) {
+        for (uint32_t at = 0; at + 16 < size; at += 16)
+            __builtin_memcpy(to + at, from + at, sizeof(piece));
+        __builtin_memcpy(to + size - 16, from + size - 16, 16);
+    } else if (size >= 8) {
+        uint64_t first, last;
+        __builtin_memcpy(&first, from, 8), __builtin_memcpy(&last, from + size - 8, 8);
+        __builtin_memcpy(to, &first, 8), __builtin_memcpy(to + size - 8, &last, 8);
     } else {
-        frame_copy(frame, FRAME_HEADER, at + OFFLOAD_SIZE + FRAME_HEADER, frame->size - FRAME_HEADER);
+        for (uint32_t at = 0; at < size; at++)
+            to[at] = from[at];
     }
-    memcpy(at, &frame->offload, OFFLOAD_SIZE);
-    memcpy(at + OFFLOAD_SIZE, frame->ethernet, FRAME_HEADER);
-    rp->ring_data |= (uint8_t)ring_commit(&rp->in, size);
-    return 0;
+}
+
+/* As ring_fill: the line that the peer polls comes last, in one go. Source and size have been bounded. */
+static void fill(char *message, const struct frame *frame) {
+    uint32_t size = frame->size - FRAME_HEADER;
+    const uint32_t first = FRAME_ROOM - FRAME_HEADER;
+    if (frame->piece_count == 1) {
+        const char *from = (const char *)frame->pieces[0].iov_base + FRAME_HEADER;
+        if (size > first) {
+            copy(message + LINE_ROOM, from + first, size - first);
+            size = first;
+        }
+        __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
+        copy(message + OFFLOAD_SIZE + FRAME_HEADER, from, size);
+    } else {
+        frame_copy(frame, FRAME_HEADER, message + OFFLOAD_SIZE + FRAME_HEADER, size);
+    }
+    memcpy(message, &frame->offload, OFFLOAD_SIZE);
+    memcpy(message + OFFLOAD_SIZE, frame->ethernet, FRAME_HEADER);
+}
+
+/*
+ * As ring_commit for each; but `tail` is for who comes after us, and the peer's sleep for flush: both are seen to once a batch.
+ * The ring's fields are kept here meanwhile, or each store to the shared memory would have them read again.
+ */
+static int ring_port_send_many(struct port *port, const struct frame *frames, int count, int *result) {
+    struct ring_port *rp = of(port);
+    struct ring ring = rp->in;
+    int sent = 0, failed = 0;
+    for (; sent < count; sent++) {
+        void *message;
+        uint32_t size = OFFLOAD_SIZE + frames[sent].size;
+        failed = ring_reserve(&ring, size, &message);
+        if (__builtin_expect(failed, 0))
+            break;
+        ring_blank(&ring, ring.position + ring.span);
+        fill(message, &frames[sent]);
+        ring_publish(&ring, ring.position, size);
+        ring.position += ring.span;
+        for (uint64_t line = 0; line < ring.span && line < WRITE_LINES; line++)
+            shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD + line));
+    }
+    shm_store64(&ring.shared->tail, ring.position);
+    rp->in = ring;
+    rp->sent = 1;
+    if (failed)
+        *result = failed == SHM_FULL ? DROP_FULL : failed == SHM_E_TOO_LONG ? DROP_OVERSIZE : spoiled(rp, &ring);
+    return sent;
+}
+
+static int ring_port_send(struct port *port, const struct frame *frame) {
+    int result = 0;
+    ring_port_send_many(port, frame, 1, &result);
+    return result;
 }
 
 static int ring_port_flush(struct port *port) {
     struct ring_port *rp = of(port);
-    if (rp->ring_data)
+    if (rp->sent && shm_must_ring(rp->in.data_wait, rp->in.flags))
         ring_bell(port, rp->data_bell);
-    rp->ring_data = 0;
+    rp->sent = 0;
     return check_memory(rp);
 }
 
@@ -181,6 +230,7 @@ static const struct port_ops ops = {
     .peek = ring_port_peek,
     .release = ring_port_release,
     .send = ring_port_send,
+    .send_many = ring_port_send_many,
     .flush = ring_port_flush,
     .arm = ring_port_arm,
     .ready = ring_port_ready,
