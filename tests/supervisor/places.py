@@ -36,7 +36,9 @@ class Place:
     def leftovers(self) -> list[str]:
         """Return what is left of this test's clusters: folders, shared memory, processes."""
         empty = ("clusters", "regions", "net", "uplinks", ".lock")
-        left = [str(path) for path in self.folder.rglob("*") if path.name not in empty]
+        # Not rglob, which minds a folder that goes away meanwhile.
+        walked = os.walk(self.folder)
+        left = [f"{folder}/{name}" for folder, *both in walked for names in both for name in names if name not in empty]
         left += [path for path in os.listdir("/dev/shm") if any(f"hostd.{name}." in path for name in self.names)]
         mark = f"HOSTD_RUNTIME_DIR={self.folder}".encode()
         for pid in filter(str.isdigit, os.listdir("/proc")):
