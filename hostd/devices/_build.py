@@ -33,9 +33,13 @@ SOURCES = [
     "virtio/balloon.c",
     "virtio/console.c",
     "virtio/console_control.c",
+    "virtio/net.c",
+    "virtio/vhost_front.c",
+    "virtio/vhost_link.c",
+    "virtio/vhost_tell.c",
 ]
 HEADERS = ["machine.h", "terminal.h", "serial.h", "power.h", "ivshmem.h"]
-VIRTIO_HEADERS = ["transport.h", "rng.h", "blk.h", "pmem.h", "balloon.h", "console.h"]
+VIRTIO_HEADERS = ["transport.h", "rng.h", "blk.h", "pmem.h", "balloon.h", "console.h", "net.h"]
 
 MACHINE = """
     struct interrupt_record { uint32_t kind, on; uint64_t number, address; int64_t fd; };
@@ -136,7 +140,7 @@ VIRTIO = """
         struct virtio_device device; uint64_t statistics_count, inflated, deflated, reported, released, refused; ...;
     };
     struct virtio_balloon *virtio_balloon_new(struct slot_rows *memory, int deflate_on_oom);
-    int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size);
+    int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size, int advice);
     void virtio_balloon_target(struct virtio_balloon *balloon, uint32_t pages);
     uint32_t virtio_balloon_actual(struct virtio_balloon *balloon);
     int virtio_balloon_poll(struct virtio_balloon *balloon);
@@ -150,6 +154,24 @@ VIRTIO = """
     struct virtio_console *virtio_console_new(struct slot_rows *memory, uint32_t count);
     int virtio_console_port(struct virtio_console *console, uint32_t index, const char *name, int listener);
     int virtio_console_terminal(struct virtio_console *console, const char *name, struct terminal *terminal);
+
+    #define NET_PAIRS ...
+    #define VHOST_SHARES ...
+    #define VHOST_PATH ...
+    struct vhost_share { uint64_t gpa, size, offset; int fd; };
+    struct vhost_front { int patience_ms, rest_ms; ...; };
+    struct virtio_net { struct virtio_device device; struct vhost_front front; ...; };
+    struct virtio_net_setup {
+        const char *path; uint8_t mac[6]; uint16_t mtu; uint32_t pairs;
+        const struct vhost_share *shares; uint32_t share_count;
+    };
+    struct virtio_net_view {
+        const char *state; char reason[...]; uint64_t offered; uint32_t shown, active;
+        uint64_t connections, reconnects, lost, failures, queue_errors, commands, refused;
+    };
+    struct virtio_net *virtio_net_new(struct slot_rows *memory, const struct virtio_net_setup *setup);
+    void virtio_net_connect(struct virtio_net *net, int patience_ms);
+    void virtio_net_look(struct virtio_net *net, struct virtio_net_view *view);
 """
 
 ffibuilder = FFI()

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from hostd.memory.backings import Anonymous, Backing, Device, Hugetlb, Image, RegionBacking, SharedFile
+from hostd.memory.backings import (
+    Anonymous,
+    Backing,
+    Device,
+    Hugetlb,
+    Image,
+    RamFile,
+    RegionBacking,
+    Shared,
+    SharedFile,
+)
 from hostd.memory.errors import BackingError, SlotError
 from hostd.memory.images import Segment, map_image
 from hostd.memory.mapping import Options
@@ -16,9 +26,11 @@ __all__ = [
     "Hugetlb",
     "Image",
     "Options",
+    "RamFile",
     "RegionBacking",
     "Row",
     "Segment",
+    "Shared",
     "SharedFile",
     "SlotError",
     "SlotTable",

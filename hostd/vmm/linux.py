@@ -15,12 +15,13 @@ from hostd.boot.linux import cpuid
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.layout import LinuxMap, lay_out
 from hostd.boot.linux.patched import own_code, share_code
+from hostd.boot.linux.ram import PRIVATE, SharedRam
 from hostd.boot.linux.registers import enter_kernel
 from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
 from hostd.boot.unikernel import RamOptions
 from hostd.devices.machine import Machine
-from hostd.devices.virtio import add_balloon, add_blk, add_console, add_pmem, add_rng
+from hostd.devices.virtio import add_balloon, add_blk, add_console, add_net, add_pmem, add_rng
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
@@ -87,7 +88,9 @@ class LinuxGuest:
         pmem = places.pci64.start
         places = _behind(places, sum(span(disk["size"]) for disk in boot["disks"] if disk["device"] == "pmem"))
         options = RamOptions(**spec["options"])
-        map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options)
+        # What a switch is to read and write must be memory that it can be given.
+        self._ram = SharedRam(places) if spec.get("networks") else PRIVATE
+        map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options, self._ram)
         write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"])
         return places, pmem
 
@@ -114,6 +117,9 @@ class LinuxGuest:
                 pmem += span(disk["size"])
             else:
                 add_blk(machine, descriptor, disk["access"], name=f"disk.{number}")
+        for network in spec.get("networks", ()):
+            place = {"mac": network["mac"], "mtu": network["mtu"], "queues": network["queues"]}
+            add_net(machine, self.table, network["path"], name=network["name"], **place)
         ports = {AGENT_PORT: f"{folder}.agent.sock"} | {name: f"{folder}.{name}.sock" for name in boot["ports"]}
         add_console(machine, ports, terminal=self.terminal)
         add_rng(machine)
@@ -133,6 +139,7 @@ class LinuxGuest:
         for vcpu in self.vcpus:
             vcpu.close()
         self.table.close()
+        self._ram.close()
         self.vm.close()
 
     @property

@@ -1,7 +1,12 @@
-"""Put a Linux guest's memory into its slot table: kernel and initrd mapped from their files, RAM anonymous."""
+"""Put a Linux guest's memory into its slot table: kernel and initrd mapped from their files, the rest RAM.
+
+What another process is to reach can't be mapped privately from a file: where RAM is shared, the initrd and the kernel's
+segments that may be written are copied into it. Linux gives their pages out like any others once it has started.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,11 +14,14 @@ from hostd.boot.address_map import Span, round_up
 from hostd.boot.linux.firmware import map_firmware
 from hostd.boot.linux.kernel import Kernel, end_page
 from hostd.boot.linux.layout import LinuxMap
+from hostd.boot.linux.ram import PRIVATE, Ram
 from hostd.boot.unikernel import RamOptions
-from hostd.memory import Anonymous, Hugetlb, Image, Segment, SlotTable
+from hostd.memory import Image, Segment, SlotTable
 from hostd.memory.layout import HUGE_PAGE, PAGE
 
 PF_X, PF_W = 1, 2
+COPIED = 1 << 20
+"""bytes read at a time"""
 KINDS = {PF_X: "text", PF_X | PF_W: "init", PF_W: "data", 0: "rodata"}
 
 
@@ -26,28 +34,38 @@ def map_guest(
     extra: bytes,
     places: LinuxMap,
     options: RamOptions,
+    ram: Ram = PRIVATE,
 ) -> None:
     """Add the guest's rows to `table`; the descriptors stay the caller's.
 
     `kernel_fd` is a descriptor of `kernel.path`, `extra` an uncompressed cpio archive that lands behind the initrd.
     Rows: "low", "kernel.text", "kernel.rodata", "kernel.data"... ("kernel.text.zero": the zeros behind it), "initrd",
-    "extra", "rom", "ram.0"... All but "rom" are writable: a kernel patches its own text, and takes what it no longer
-    needs as RAM. Raises SlotError, BackingError, KvmError.
+    "extra", "rom", "ram.0"..., made of `ram` but where they are mapped files. All but "rom" are writable: a kernel
+    patches its own text, and takes what it no longer needs as RAM. Raises SlotError, BackingError, KvmError.
     """
     row_options = options.of_row()
     for name, segment in _named(kernel):
-        _map_segment(table, kernel_fd, segment, name, row_options)
+        if ram.shared and segment.flags & PF_W:
+            _copy_segment(table, kernel_fd, segment, name, ram, row_options)
+        else:
+            _map_segment(table, kernel_fd, segment, name, ram, row_options)
     if initrd_fd is not None and places.initrd.size:
-        table.add(places.initrd.start, places.initrd.size, Image(initrd_fd), name="initrd", **row_options)
-        _clear(table, places.initrd.start + initrd_size, places.initrd.end)
+        start = places.initrd.start
+        backing = ram.at(start) if ram.shared else Image(initrd_fd)
+        table.add(start, places.initrd.size, backing, name="initrd", **row_options)
+        if ram.shared:
+            _copy(table, initrd_fd, 0, initrd_size, start)
+        else:
+            _clear(table, start + initrd_size, places.initrd.end)
     if places.extra.size:
-        table.add(places.extra.start, places.extra.size, Anonymous(), name="extra", **row_options)
+        start = places.extra.start
+        table.add(start, places.extra.size, ram.at(start), name="extra", **row_options)
         table.write(places.extra.start, extra)
     low, *high = places.ram
-    table.add(low.start, low.size, Anonymous(), name="low", **row_options)
+    table.add(low.start, low.size, ram.at(low.start), name="low", **row_options)
     map_firmware(table)
     for number, (part, huge) in enumerate(_parts(high, options.hugetlb)):
-        table.add(part.start, part.size, Hugetlb() if huge else Anonymous(), name=f"ram.{number}", **row_options)
+        table.add(part.start, part.size, ram.at(part.start, huge=huge), name=f"ram.{number}", **row_options)
 
 
 def _named(kernel: Kernel) -> Iterator[tuple[str, Segment]]:
@@ -62,7 +80,7 @@ def _named(kernel: Kernel) -> Iterator[tuple[str, Segment]]:
         yield f"{name}.{count}" if count else name, segment
 
 
-def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, row_options: dict[str, Any]) -> None:
+def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, ram: Ram, row_options: dict[str, Any]) -> None:
     skew = segment.gpa % PAGE
     start, end = segment.gpa - skew, end_page(segment)
     file_end = round_up(segment.gpa + segment.file_size, PAGE) if segment.file_size else start
@@ -71,7 +89,26 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, row_opt
         # The file goes on behind the segment, where the kernel expects zeros.
         _clear(table, segment.gpa + segment.file_size, file_end)
     if end > file_end:
-        table.add(file_end, end - file_end, Anonymous(), name=f"{name}.zero", **row_options)
+        table.add(file_end, end - file_end, ram.at(file_end), name=f"{name}.zero", **row_options)
+
+
+def _copy_segment(
+    table: SlotTable, fd: int, segment: Segment, name: str, ram: Ram, row_options: dict[str, Any]
+) -> None:
+    start = segment.gpa // PAGE * PAGE
+    table.add(start, end_page(segment) - start, ram.at(start), name=name, **row_options)
+    _copy(table, fd, segment.file_offset, segment.file_size, segment.gpa)
+
+
+def _copy(table: SlotTable, fd: int, offset: int, size: int, gpa: int) -> None:
+    """Copy `size` bytes of a file into memory that is all zeros, writing to no page that stays so."""
+    view, zeros, done = table.view(gpa, size), bytes(PAGE), 0
+    while part := os.pread(fd, min(COPIED, size - done), offset + done):
+        for at in range(0, len(part), PAGE):
+            page = part[at : at + PAGE]
+            if page != zeros[: len(page)]:
+                view[done + at : done + at + len(page)] = page
+        done += len(part)
 
 
 def _clear(table: SlotTable, start: int, end: int) -> None:

@@ -23,14 +23,14 @@ static enum role role_of(const struct virtio_device *device, uint32_t queue) {
     return queue == 2 && virtio_has(device, VIRTIO_BALLOON_F_STATS_VQ) ? STATS : REPORT;
 }
 
-/* Gives whole pages of [start, start + size) of this process back to the host, if they are of an anonymous row. */
+/* Gives whole pages of [start, start + size) of this process back to the host, if they are of a row that is its own. */
 static void release(struct virtio_balloon *balloon, uintptr_t start, uint64_t size) {
     uintptr_t first = (start + PAGE - 1) & ~(uintptr_t)(PAGE - 1), end = (start + size) & ~(uintptr_t)(PAGE - 1);
     for (uint32_t i = 0; i < balloon->range_count && first < end; i++) {
         const struct balloon_range *range = &balloon->ranges[i];
         if (first < range->start || end > range->end)
             continue;
-        if (madvise((void *)first, end - first, MADV_DONTNEED))
+        if (madvise((void *)first, end - first, range->advice))
             break; /* Locked memory, for example: it stays. */
         balloon->released += end - first;
         return;
@@ -178,10 +178,10 @@ struct virtio_balloon *virtio_balloon_new(struct slot_rows *memory, int deflate_
     return balloon;
 }
 
-int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size) {
+int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size, int advice) {
     if (balloon->range_count == BALLOON_RANGES)
         return -ENOSPC;
-    balloon->ranges[balloon->range_count++] = (struct balloon_range){hva, hva + size};
+    balloon->ranges[balloon->range_count++] = (struct balloon_range){hva, hva + size, advice};
     return 0;
 }
 

@@ -9,11 +9,12 @@
 
 struct balloon_range {
     uintptr_t start, end;
+    int advice;                /* by which its pages go: MADV_DONTNEED, or MADV_REMOVE for a file's */
 };
 
 struct virtio_balloon {
     struct virtio_device device;
-    struct balloon_range ranges[BALLOON_RANGES]; /* anonymous rows, in this process: only their pages are given back */
+    struct balloon_range ranges[BALLOON_RANGES]; /* rows of this guest's own memory, in this process: only they go back */
     uint32_t range_count;
     uint8_t holding;           /* the driver's statistics buffer is ours */
     uint16_t held;             /* its head */
@@ -21,14 +22,14 @@ struct virtio_balloon {
     uint64_t statistics_count; /* times the guest sent them */
     uint64_t inflated, deflated, reported; /* pages of 4096 bytes the guest named; reported ones in bytes */
     uint64_t released;         /* bytes really given back to the host */
-    uint64_t refused;          /* bytes not: outside memory, or not anonymous */
+    uint64_t refused;          /* bytes not: outside memory, or of a file that is not the guest's */
 };
 
 /* NULL where the host lacks memory. */
 struct virtio_balloon *virtio_balloon_new(struct slot_rows *memory, int deflate_on_oom);
 
-/* Pages of this row may be given back. 0, or -ENOSPC after BALLOON_RANGES. Before the guest runs. */
-int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size);
+/* Pages of this row may be given back, by `advice`. 0, or -ENOSPC after BALLOON_RANGES. Before the guest runs. */
+int virtio_balloon_allow(struct virtio_balloon *balloon, uintptr_t hva, uint64_t size, int advice);
 
 /* How much the balloon shall hold, in pages of 4096 bytes; the driver is told. */
 void virtio_balloon_target(struct virtio_balloon *balloon, uint32_t pages);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,10 @@ STATISTICS = (
     "hugetlb_failures",
 )
 """by tag (virtio 1.2, 5.5.6.4); bytes, but for faults and hugetlb, which are counts"""
+
+
+ADVICE = {"anonymous": mmap.MADV_DONTNEED, "shared": mmap.MADV_REMOVE}
+"""by backing: how its pages are given back"""
 
 
 class Balloon(VirtioDevice):
@@ -71,15 +76,16 @@ class Balloon(VirtioDevice):
 
 
 def add_balloon(machine: Machine, table: SlotTable, *, name: str = "balloon", deflate_on_oom: bool = True) -> Balloon:
-    """Add a balloon; pages of the anonymous rows that are in `table` now can go back to the host.
+    """Add a balloon; pages of the anonymous and shared rows that are in `table` now can go back to the host.
 
     With `deflate_on_oom` a guest that runs out of memory may take pages back unasked. Raises DeviceError.
     """
     device = lib.virtio_balloon_new(machine.memory, deflate_on_oom)
     balloon = Balloon(machine, device, name)
     # Locked pages must stay: the host was asked to keep them.
-    rows = [row for row in table if row.backing.kind == "anonymous" and row.writable and not row.options.lock]
+    rows = [row for row in table if row.backing.kind in ADVICE and row.writable and not row.options.lock]
+    rows = [row for row in rows if row.backing.page_size == PAGE]  # Reserved pages don't go back one by one.
     for row in rows:
-        if lib.virtio_balloon_allow(device, row.hva, row.size):
+        if lib.virtio_balloon_allow(device, row.hva, row.size, ADVICE[row.backing.kind]):
             raise DeviceError(28, f"balloon {name}: {len(rows)} rows of memory are more than {lib.BALLOON_RANGES}")
     return balloon

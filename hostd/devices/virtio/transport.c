@@ -26,6 +26,7 @@ enum { ISR_QUEUE = 1, ISR_CONFIG = 2 }; /* 4.1.4.5 */
 /* One queue's two eventfds. */
 struct queue_events {
     struct loop_handler kick, call; /* fd -1: none */
+    uint16_t routed;                /* of an external device: the vector that KVM raises by `call`, or VIRTIO_NO_VECTOR */
 };
 
 struct virtio_pci {
@@ -111,6 +112,43 @@ static void called(struct loop_handler *handler, uint32_t events) {
     pthread_mutex_unlock(&virtio->device->lock);
 }
 
+/* The vector that `call` alone stands for, or VIRTIO_NO_VECTOR: then the I/O thread raises the interrupt. */
+static uint16_t vector_of(const struct virtio_pci *virtio, uint32_t queue) {
+    const struct virtio_device *device = virtio->device;
+    uint16_t vector = device->queues[queue].vector;
+    if (!virtio_live(device) || !device->queues[queue].enabled || !msix_enabled((struct pci_device *)&virtio->pci))
+        return VIRTIO_NO_VECTOR;
+    for (uint32_t i = 0; i < device->queue_count; i++)
+        if (i != queue && device->queues[i].enabled && device->queues[i].vector == vector)
+            return VIRTIO_NO_VECTOR; /* A vector has one eventfd. */
+    return vector;
+}
+
+/* After any change of vectors, of MSI-X or of the device's life, under its lock: who raises the interrupts of its queues? */
+static void settle_calls(struct virtio_pci *virtio) {
+    if (!virtio->device->ops->external)
+        return;
+    for (uint32_t i = 0; i < virtio->device->queue_count; i++) { /* First all go: two may have changed places. */
+        struct queue_events *events = &virtio->events[i];
+        if (events->routed == VIRTIO_NO_VECTOR || events->routed == vector_of(virtio, i))
+            continue;
+        msix_route(&virtio->pci, events->routed, -1);
+        loop_add(virtio->loop, &events->call, EPOLLIN);
+        events->routed = VIRTIO_NO_VECTOR;
+    }
+    for (uint32_t i = 0; i < virtio->device->queue_count; i++) {
+        struct queue_events *events = &virtio->events[i];
+        uint16_t vector = vector_of(virtio, i);
+        if (vector == VIRTIO_NO_VECTOR || events->routed == vector)
+            continue;
+        loop_remove(virtio->loop, &events->call); /* It must not be read by two. */
+        if (msix_route(&virtio->pci, vector, events->call.fd) == 0)
+            events->routed = vector;
+        else /* No more routes in this VM. */
+            loop_add(virtio->loop, &events->call, EPOLLIN);
+    }
+}
+
 static void watched(struct loop_handler *handler, uint32_t events) {
     (void)events;
     struct virtio_watch *watch = handler->ctx;
@@ -172,6 +210,7 @@ static void common_write(struct virtio_pci *virtio, uint32_t offset, uint64_t va
     uint64_t resets = virtio->device->resets;
     common_cfg_write(&virtio->common, offset, value, size);
     int reset = virtio->device->resets != resets;
+    settle_calls(virtio);
     pthread_mutex_unlock(&virtio->device->lock);
     if (reset)
         take_isr(virtio);
@@ -228,6 +267,11 @@ static void config_written(struct pci_device *pci, uint32_t offset, uint32_t siz
     struct virtio_pci *virtio = (struct virtio_pci *)pci;
     uint32_t at, width;
     struct pci_bar *bar = in_window(virtio, offset, size) ? window_bar(virtio, &at, &width) : NULL;
+    if (virtio->device->ops->external) { /* MSI-X may have been turned on or off. */
+        pthread_mutex_lock(&virtio->device->lock);
+        settle_calls(virtio);
+        pthread_mutex_unlock(&virtio->device->lock);
+    }
     if (bar)
         bar->write(pci, at, pci_get(pci->config, virtio->window + offsetof(struct virtio_pci_cfg_cap, pci_cfg_data), width),
                    width);
@@ -245,6 +289,7 @@ static void power_on(struct pci_device *pci) {
     pthread_mutex_lock(&virtio->device->lock);
     virtio_reset(virtio->device);
     common_cfg_reset(&virtio->common);
+    settle_calls(virtio);
     pthread_mutex_unlock(&virtio->device->lock);
     take_isr(virtio);
 }
@@ -321,8 +366,10 @@ static int add_queues(struct virtio_pci *virtio) {
     virtio->events = calloc(count, sizeof *virtio->events);
     if (!virtio->events)
         return -ENOMEM;
-    for (uint32_t i = 0; i < count; i++)
+    for (uint32_t i = 0; i < count; i++) {
         virtio->events[i].kick.fd = virtio->events[i].call.fd = -1;
+        virtio->events[i].routed = VIRTIO_NO_VECTOR;
+    }
     int external = virtio->device->ops->external;
     for (uint32_t i = 0; i < count; i++) {
         struct queue_events *events = &virtio->events[i];

@@ -9,5 +9,6 @@ from hostd.memory.backings.file import SharedFile
 from hostd.memory.backings.hugetlb import Hugetlb
 from hostd.memory.backings.image import Image
 from hostd.memory.backings.region import RegionBacking
+from hostd.memory.backings.shared import RamFile, Shared
 
-__all__ = ["Anonymous", "Backing", "Device", "Hugetlb", "Image", "RegionBacking", "SharedFile"]
+__all__ = ["Anonymous", "Backing", "Device", "Hugetlb", "Image", "RamFile", "RegionBacking", "Shared", "SharedFile"]

@@ -215,7 +215,7 @@ static int prove_pmem(struct bench *bench) {
 static void make_balloon(struct bench *bench) {
     struct virtio_balloon *balloon = virtio_balloon_new(&guest_rows, (int)below(2));
     if (balloon)
-        virtio_balloon_allow(balloon, (uintptr_t)slot_hva(&guest_rows, FAR, 0x8000, 1), 0x8000);
+        virtio_balloon_allow(balloon, (uintptr_t)slot_hva(&guest_rows, FAR, 0x8000, 1), 0x8000, MADV_DONTNEED);
     add_virtio(bench, balloon);
 }
 
