@@ -251,11 +251,24 @@ static uint32_t serve(struct net_switch *sw, struct port *from) {
     return (uint32_t)count;
 }
 
+/*
+ * A look at a port where nothing ever is costs what a frame costs: while there is traffic, ports that were quiet for QUIET looks
+ * are looked at in every PATIENCE-th round only. A round without frames is followed by one that looks at all.
+ */
+enum { QUIET = 200, PATIENCE = 8 };
+
 uint32_t forward_round(struct net_switch *sw) {
     uint32_t frames = 0;
-    for (uint32_t i = 0; i < sw->port_count; i++)
-        if (port_usable(sw->ports[i]))
-            frames += serve(sw, sw->ports[i]);
+    int all = sw->round++ % PATIENCE == 0;
+    for (uint32_t i = 0; i < sw->port_count; i++) {
+        if (!port_usable(sw->ports[i]) || (!all && sw->quiet[i] == QUIET))
+            continue;
+        uint32_t came = serve(sw, sw->ports[i]);
+        frames += came;
+        sw->quiet[i] = came ? 0 : sw->quiet[i] < QUIET ? (uint8_t)(sw->quiet[i] + 1) : QUIET;
+    }
+    if (!frames)
+        sw->round = 0;
     return frames;
 }
 

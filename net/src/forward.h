@@ -22,7 +22,9 @@ struct net_switch {
     _Alignas(64) uint32_t waiting;      /* for the lock */
     uint32_t stopping;
     uint32_t let_in;                    /* how often somebody but the forwarding thread had the lock */
+    uint32_t round;
     struct port *ports[SWITCH_PORTS];
+    uint8_t quiet[SWITCH_PORTS];        /* looks at each port since it last had a frame, up to QUIET */
     struct port *touched[SWITCH_PORTS]; /* have frames to flush */
     struct frame frames[FRAME_BATCH];   /* of the port that is being served */
 };
@@ -33,7 +35,7 @@ static inline int port_usable(const struct port *port) {
 
 uint64_t switch_now_ns(void);
 
-/* Takes what lies ready at each port where it belongs. Returns how many frames came. Under the lock. */
+/* Takes what lies ready at each port, or at those that had frames lately, where it belongs. Returns how many frames came. */
 uint32_t forward_round(struct net_switch *sw);
 
 #endif

@@ -128,6 +128,7 @@ int64_t switch_add(struct net_switch *sw, struct port *port) {
         port->tokens = port->burst;
         port->refilled = switch_now_ns();
     }
+    sw->quiet[sw->port_count] = 0;
     sw->ports[sw->port_count++] = port;
     nudge(sw);
     return port->id;
@@ -139,6 +140,7 @@ int switch_remove(struct net_switch *sw, uint32_t id) {
         if (port->id != id)
             continue;
         sw->ports[i] = sw->ports[--sw->port_count];
+        sw->quiet[i] = 0;
         addresses_forget(sw->addresses, port, 1);
         if (port->wake >= 0)
             epoll_ctl(sw->epoll, EPOLL_CTL_DEL, port->wake, NULL);
