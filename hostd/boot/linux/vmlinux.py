@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import errno
 import os
 import re
 import struct
@@ -37,10 +38,13 @@ def read_vmlinux(path: Path, source: Path) -> Kernel:
     with path.open("rb") as file:
         try:
             return _read(path, source, file)
-        except (ImageError, OSError):
+        except ImageError:
             raise
         # pyelftools and construct raise many kinds on bytes that are no ELF (see hostd.boot.elf).
         except Exception as error:
+            # It looks where the bytes say, and a place that no file has is EINVAL; all else is the disk's own.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
+                raise
             raise ImageError(f"{source}: its ELF file is damaged or cut off ({error})") from error
 
 
