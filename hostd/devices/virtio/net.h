@@ -41,7 +41,7 @@ struct virtio_net_view {
 /* NULL with errno. The shares' descriptors stay the caller's, who keeps them open as long as the device. */
 struct virtio_net *virtio_net_new(struct slot_rows *memory, const struct virtio_net_setup *setup);
 
-/* After virtio_pci_add: looks for the back end, and waits for one that is there, `patience_ms` at most. */
+/* After virtio_pci_add: looks for the back end, and waits for one that is there, `patience_ms` at most (0: not). */
 void virtio_net_connect(struct virtio_net *net, int patience_ms);
 
 void virtio_net_look(struct virtio_net *net, struct virtio_net_view *view);

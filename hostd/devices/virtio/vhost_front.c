@@ -85,7 +85,7 @@ static void hung_up(struct vhost_front *front) {
     front->lost++;
     snprintf(front->reason, sizeof front->reason, "%s",
              wrong ? "the back end found the guest's queues wrong, and hung up" : "the back end hung up");
-    disconnect(front, wrong || front->short_sessions >= SHORT_SESSIONS ? front->rest_ms : RETRY_MS);
+    disconnect(front, wrong || front->short_sessions >= SHORT_SESSIONS ? front->rest_ms : front->retry_ms);
 }
 
 /* --- what comes next --- */
@@ -313,7 +313,7 @@ static void settle(struct vhost_front *front, int ms) {
     while (front->socket.fd >= 0 && front->awaited) {
         int64_t left = end - now_ns();
         struct pollfd answer = {.fd = front->socket.fd, .events = POLLIN};
-        int ready = left > 0 ? poll(&answer, 1, (int)(left / 1000000 + 1)) : 0;
+        int ready = poll(&answer, 1, left > 0 ? (int)(left / 1000000 + 1) : 0);
         if (ready > 0)
             hear(front);
         else if (left <= 0)
@@ -334,7 +334,7 @@ static void connect_now(struct vhost_front *front) {
     if (fd < 0) {
         if (fd != -ENOENT && fd != -ECONNREFUSED && fd != -EAGAIN)
             snprintf(front->reason, sizeof front->reason, "the back end's socket can't be reached: %s", strerror(-fd));
-        set_timer(front, RETRY_MS);
+        set_timer(front, front->retry_ms);
         return;
     }
     uint64_t count;
@@ -368,6 +368,7 @@ int vhost_front_open(struct vhost_front *front, struct virtio_device *device, co
     front->timer = (struct virtio_watch){.fd = -1, .ready = timer_ready, .device = device};
     front->errors = -1;
     front->patience_ms = STOP_MS;
+    front->retry_ms = RETRY_MS;
     front->rest_ms = REST_MS;
     front->known = config->known;
     front->mtu = config->mtu;
@@ -386,7 +387,8 @@ void vhost_front_connect(struct vhost_front *front, int patience_ms) {
     front->device->watch(front->device, &front->timer, EPOLLIN);
     if (front->socket.fd < 0)
         connect_now(front);
-    settle(front, patience_ms);
+    if (patience_ms)
+        settle(front, patience_ms);
 }
 
 int vhost_front_reaches(const struct vhost_front *front, uint64_t gpa, uint64_t size) {

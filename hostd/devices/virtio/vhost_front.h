@@ -63,6 +63,7 @@ struct vhost_front {
     uint16_t mtu;
     int errors;             /* eventfd that the back end signals when the guest's queues are wrong */
     int patience_ms;        /* how long vhost_front_stop waits */
+    int retry_ms;           /* how often a back end that is away is looked for */
     int rest_ms;            /* after a back end that broke the rules, or can't work with this guest */
     void (*known)(struct vhost_front *front);
 
@@ -97,7 +98,7 @@ struct vhost_front {
 /* Nothing happens yet. 0, or -errno: -EINVAL for too many shares or a path that is too long. */
 int vhost_front_open(struct vhost_front *front, struct virtio_device *device, const struct vhost_front_config *config);
 
-/* The device has a transport: connects, and waits `patience_ms` at most for a back end that is there to say what it can. */
+/* The device has a transport: connects, and waits `patience_ms` at most (0: not) for a back end to say what it can. */
 void vhost_front_connect(struct vhost_front *front, int patience_ms);
 
 /* Can a back end reach all of these bytes? */

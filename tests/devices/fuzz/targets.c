@@ -19,6 +19,7 @@
 #include "blk.h"
 #include "console.h"
 #include "ivshmem.h"
+#include "net_target.h"
 #include "pmem.h"
 #include "power.h"
 #include "rng.h"
@@ -32,7 +33,7 @@
 static uint8_t content[DISK];
 static int original = -1;    /* the disk that is never written */
 
-static uint64_t data_at(uint64_t size) {
+uint64_t data_at(uint64_t size) {
     return below(2) ? DATA + below(0x2000 - size) : FAR + below(0x8000 - size);
 }
 
@@ -51,7 +52,7 @@ void targets_open(void) {
         abort();
 }
 
-static void add_virtio(struct bench *bench, void *device) {
+void add_virtio(struct bench *bench, void *device) {
     if (!device)
         abort();
     bench->device = device;
@@ -463,6 +464,7 @@ const struct target targets[] = {
     {"balloon", 1, make_balloon, NULL, request_balloon, host_balloon, prove_balloon},
     {"console", 1, make_console, warm_console, request_console, host_console, prove_console},
     {"ivshmem", 0, make_ivshmem, warm_ivshmem, NULL, host_ivshmem, NULL},
+    {"net", 1, make_net, NULL, request_net, host_net, prove_net},
 };
 const uint32_t target_count = sizeof targets / sizeof *targets;
 
@@ -523,5 +525,7 @@ void bench_close(struct bench *bench) {
     close_all(bench->listeners, CONSOLE_SOCKETS);
     close_all(bench->clients, CONSOLE_SOCKETS);
     close_all(bench->events, IVSHMEM_EVENTS);
+    if (bench->target->make == make_net)
+        peer_close();
     free(bench);
 }

@@ -39,6 +39,10 @@ extern const uint32_t target_count;
 
 void targets_open(void);
 
+/* For targets: the device becomes the bench's; an address for `size` bytes of data. */
+void add_virtio(struct bench *bench, void *device);
+uint64_t data_at(uint64_t size);
+
 /* Something happens at the console's far end. */
 void terminal_host(struct bench *bench);
 
