@@ -127,6 +127,8 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
         count = room;
     if (count > FRAME_BATCH)
         count = FRAME_BATCH;
+    const struct vring_desc *table = ring->desc;
+    const uint32_t header = ring->header, least = header + FRAME_HEADER;
     for (int i = 0; i < count; i++) {
         uint16_t head = vring_head(ring, (uint16_t)(ring->next + i));
         if (VRING_UNLIKELY(head > ring->mask)) {
@@ -134,11 +136,10 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
             return -PORT_E_QUEUE;
         }
         ring->heads[i] = head;
-        __builtin_prefetch(&ring->desc[head]);
+        __builtin_prefetch(&table[head]);
     }
-    uint32_t least = ring->header + FRAME_HEADER;
     for (int i = 0; i < count; i++) {
-        struct vring_desc desc = vring_read(&ring->desc[ring->heads[i]]);
+        struct vring_desc desc = vring_read(&table[ring->heads[i]]);
         struct frame *frame = &frames[i];
         uint8_t *at = NULL;
         if (VRING_LIKELY(!(desc.flags & (VRING_DESC_F_NEXT | VRING_DESC_F_INDIRECT | VRING_DESC_F_WRITE)) &&
@@ -159,15 +160,16 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
         int reason = DROP_NONE;
         if (VRING_LIKELY(frames[i].piece_count)) {
             uint8_t *at = frames[i].pieces[0].iov_base;
-            uint64_t size = frames[i].pieces[0].iov_len - ring->header;
-            memset(&frame->offload, 0, sizeof frame->offload);
-            if (VRING_LIKELY(ring->header == sizeof frame->offload))
+            uint64_t size = frames[i].pieces[0].iov_len - header;
+            if (VRING_LIKELY(header == sizeof frame->offload)) {
                 memcpy(&frame->offload, at, sizeof frame->offload);
-            else
+            } else {
                 memcpy(&frame->offload, at, sizeof(struct virtio_net_hdr));
-            memcpy(frame->ethernet, at + ring->header, FRAME_HEADER);
+                frame->offload.num_buffers = 0;
+            }
+            memcpy(frame->ethernet, at + header, FRAME_HEADER);
             frame->piece_count = 1;
-            frame->pieces[0] = (struct iovec){at + ring->header, size};
+            frame->pieces[0] = (struct iovec){at + header, size};
             frame->size = (uint32_t)size;
         } else {
             if (work > VRING_WALK) { /* Enough of long chains for once. */
@@ -194,9 +196,11 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
 }
 
 int frames_release(struct vring_queue *ring) {
-    for (uint16_t i = 0; i < ring->held; i++)
-        vring_use(ring, i, ring->heads[i], 0);
-    ring->next = (uint16_t)(ring->next + ring->held);
+    struct vring_used_elem *used = ring->used->ring;
+    const uint16_t mask = ring->mask, next = ring->next, held = ring->held;
+    for (uint16_t i = 0; i < held; i++)
+        vring_write_used(&used[(uint16_t)(next + i) & mask], ring->heads[i], 0);
+    ring->next = (uint16_t)(next + held);
     ring->held = 0;
     return vring_publish(ring);
 }
@@ -290,41 +294,74 @@ static int give_chains(struct vring_queue *ring, const struct frame *frame, int 
         int64_t written = fill_chain(ring, buffer, &source, total);
         if (written < 0)
             return (int)written;
-        vring_use(ring, i, buffer->head, (uint32_t)written);
+        vring_write_used(&ring->used->ring[(uint16_t)(ring->next + i) & ring->mask], buffer->head, (uint32_t)written);
         total -= (uint64_t)written;
     }
     ring->next = (uint16_t)(ring->next + chains);
     return 0;
 }
 
-int frames_give(struct vring_queue *ring, const struct frame *frame, int mergeable) {
-    if (VRING_UNLIKELY(ring->next == ring->looked)) {
-        int found = vring_look(ring);
-        if (found <= 0)
-            return found ? found : DROP_FULL;
-        for (int i = 0; i < found && i < FETCH_AHEAD; i++) {
-            prefetch_buffer(ring, (uint16_t)(ring->next + i));
+/* Fetches the buffers that are written first; each frame fetches one further on. */
+static int look(struct vring_queue *ring) {
+    int found = vring_look(ring);
+    for (int i = 0; i < found && i < FETCH_AHEAD; i++)
+        prefetch_buffer(ring, (uint16_t)(ring->next + i));
+    return found;
+}
+
+/*
+ * Frames in one piece into one buffer each: how many, up to the first that is no such. What the loop needs of the queue
+ * is in variables: to the compiler each store to a buffer might be one to the queue.
+ */
+static int give_plain(struct vring_queue *ring, const struct frame *frames, int count) {
+    struct vring_used_elem *used = ring->used->ring;
+    const uint32_t header = ring->header;
+    const uint16_t mask = ring->mask, looked = ring->looked;
+    uint16_t next = ring->next;
+    int given = 0;
+    for (; given < count && next != looked; given++, next++) {
+        const struct frame *frame = &frames[given];
+        const struct vring_buffer *buffer = &ring->ahead[next & (VRING_AHEAD - 1)];
+        uint8_t *to = buffer->hva;
+        const uint32_t size = frame->size;
+        if (VRING_UNLIKELY(!to || frame->piece_count != 1 || buffer->size < header + size))
+            break;
+        if ((uint16_t)(looked - next) > FETCH_AHEAD)
+            prefetch_buffer(ring, (uint16_t)(next + FETCH_AHEAD));
+        const uint16_t head = buffer->head;
+        const uint8_t *from = frame->pieces[0].iov_base;
+        struct virtio_net_hdr_v1 offload = frame->offload;
+        offload.num_buffers = 1;
+        if (VRING_LIKELY(header == sizeof offload))
+            memcpy(to, &offload, sizeof offload);
+        else
+            memcpy(to, &offload, sizeof(struct virtio_net_hdr));
+        memcpy(to + header, frame->ethernet, FRAME_HEADER);
+        copy_bytes(to + header + FRAME_HEADER, from + FRAME_HEADER, size - FRAME_HEADER);
+        vring_write_used(&used[next & mask], head, header + size);
+    }
+    ring->next = next;
+    return given;
+}
+
+int frames_give(struct vring_queue *ring, const struct frame *frames, int count, int mergeable, int *result) {
+    int given = 0;
+    *result = 0;
+    while (given < count) {
+        if (ring->next == ring->looked) {
+            int found = look(ring);
+            if (found <= 0) {
+                *result = found ? found : DROP_FULL;
+                break;
+            }
         }
+        given += give_plain(ring, frames + given, count - given);
+        if (given == count || ring->next == ring->looked)
+            continue;
+        *result = give_chains(ring, &frames[given], mergeable);
+        if (*result)
+            break;
+        given++;
     }
-    const struct vring_buffer *buffer = &ring->ahead[ring->next & (VRING_AHEAD - 1)];
-    uint32_t header = ring->header, size = frame->size;
-    if (VRING_UNLIKELY(!buffer->hva || frame->piece_count != 1 || buffer->size < header + size))
-        return give_chains(ring, frame, mergeable);
-    uint16_t later = (uint16_t)(ring->next + FETCH_AHEAD);
-    if ((uint16_t)(ring->looked - later) < VRING_AHEAD && later != ring->looked) {
-        prefetch_buffer(ring, later);
-    }
-    uint8_t *to = buffer->hva;
-    const uint8_t *from = frame->pieces[0].iov_base;
-    struct virtio_net_hdr_v1 offload = frame->offload;
-    offload.num_buffers = 1;
-    if (VRING_LIKELY(header == sizeof offload))
-        memcpy(to, &offload, sizeof offload);
-    else
-        memcpy(to, &offload, sizeof(struct virtio_net_hdr));
-    memcpy(to + header, frame->ethernet, FRAME_HEADER);
-    copy_bytes(to + header + FRAME_HEADER, from + FRAME_HEADER, size - FRAME_HEADER);
-    vring_use(ring, 0, buffer->head, header + size);
-    ring->next++;
-    return 0;
+    return given;
 }

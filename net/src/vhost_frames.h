@@ -26,9 +26,10 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
 int frames_release(struct vring_queue *ring);
 
 /*
- * Copies a frame into a receive queue: 0, DROP_FULL, DROP_UNFIT (no buffer is large enough), or -error. The driver sees
- * it after vring_publish. `mergeable`: it may take several chains (5.1.6.4).
+ * Copies frames into a receive queue: how many went in. If not all, *result is why the next did not: DROP_FULL,
+ * DROP_UNFIT (no buffer is large enough), or -error. The driver sees them after vring_publish. `mergeable`: one may
+ * take several chains (5.1.6.4).
  */
-int frames_give(struct vring_queue *ring, const struct frame *frame, int mergeable);
+int frames_give(struct vring_queue *ring, const struct frame *frames, int count, int mergeable, int *result);
 
 #endif

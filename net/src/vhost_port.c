@@ -128,14 +128,23 @@ static uint32_t flow(const struct frame *frame) {
     return (uint32_t)(sum >> 32);
 }
 
-static int vhost_send(struct port *port, const struct frame *frame) {
+static int vhost_send_many(struct port *port, const struct frame *frames, int count, int *result) {
     struct vhost_port *vp = of(port);
-    if (VRING_UNLIKELY(!vp->receives))
-        return DROP_DOWN;
-    struct vring_queue *ring = vp->receive[vp->receives > 1 ? flow(frame) % vp->receives : 0];
-    int result = frames_give(ring, frame, vp->mergeable);
-    if (VRING_UNLIKELY(result < 0))
-        return broken(vp, result, ring->field);
+    int sent = 0;
+    *result = vp->receives ? 0 : DROP_DOWN;
+    while (sent < count && !*result) {
+        int several = vp->receives > 1;
+        struct vring_queue *ring = vp->receive[several ? flow(&frames[sent]) % vp->receives : 0];
+        sent += frames_give(ring, frames + sent, several ? 1 : count - sent, vp->mergeable, result);
+        if (VRING_UNLIKELY(*result < 0))
+            broken(vp, *result, ring->field);
+    }
+    return sent;
+}
+
+static int vhost_send(struct port *port, const struct frame *frame) {
+    int result;
+    vhost_send_many(port, frame, 1, &result);
     return result;
 }
 
@@ -379,6 +388,7 @@ static const struct port_ops ops = {
     .peek = vhost_peek,
     .release = vhost_release,
     .send = vhost_send,
+    .send_many = vhost_send_many,
     .flush = vhost_flush,
     .arm = vhost_arm,
     .ready = vhost_ready,

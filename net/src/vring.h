@@ -133,9 +133,8 @@ int vring_walk_next(struct vring_queue *ring, struct vring_walk *walk, struct io
 /* Looks at up to VRING_LOOK more chains to receive into: how many were found, or -error. */
 int vring_look(struct vring_queue *ring);
 
-/* Writes a used element for the chain at `next` + `offset`; the driver sees it after vring_publish. */
-static inline void vring_use(struct vring_queue *ring, uint16_t offset, uint16_t head, uint32_t written) {
-    struct vring_used_elem *element = &ring->used->ring[(uint16_t)(ring->next + offset) & ring->mask];
+/* The driver sees it after vring_publish. */
+static inline void vring_write_used(struct vring_used_elem *element, uint16_t head, uint32_t written) {
     __atomic_store_n(&element->id, head, __ATOMIC_RELAXED);
     __atomic_store_n(&element->len, written, __ATOMIC_RELAXED);
 }
