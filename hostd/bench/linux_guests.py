@@ -5,20 +5,22 @@ Both boot the vmlinux that hostd maps (QEMU by its own PVH loader, which spares 
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import ctypes
 import os
 import shutil
-import statistics
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hostd.bench import BenchError
+from hostd.bench.rounds import Measurement, interleave
 from hostd.cluster.file import from_tables
 from hostd.supervisor.fleet import Fleet
 from hostd.supervisor.guest_run import GuestRun
@@ -36,9 +38,22 @@ SETTLE = 5.0
 CMDLINE = "console=ttyS0 panic=-1 quiet pci=noearly"
 
 
-def boot_times(
-    kernel: str, initrd: str | None, memory: int, rounds: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class BootTimes:
+    """Seconds to init's first line, one value a round."""
+
+    hostd: list[float]
+    qemu: list[float]
+
+
+def add_guest_options(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what both kinds of guest boot."""
+    parser.add_argument("kernel", help="an image's name or the path of a kernel")
+    parser.add_argument("--initrd", help="an image's name or a path (default: hostd's own for that kernel)")
+    parser.add_argument("--memory", default="128MiB", help="of each guest (default: 128MiB)")
+
+
+def boot_times(kernel: str, initrd: str | None, memory: int, rounds: int, tell: Callable[[str], None]) -> BootTimes:
     """Return seconds to init's first line, hostd and QEMU alternating, `rounds` times after one that warms both up.
 
     hostd: from the request to a supervisor that runs. QEMU: from the start of its process. Raises BenchError and what
@@ -47,7 +62,7 @@ def boot_times(
     plan, boots = prepare(_cluster(kernel, initrd, memory, 1))
     vmlinux, archive = boots["guest"].files[0][0], boots["guest"].files[1][0]
 
-    async def measure() -> dict[str, Any]:
+    async def measure() -> BootTimes:
         supervisor = Supervisor(plan, boots, foreground=True)
         ours: list[float] = []
         theirs: list[float] = []
@@ -73,29 +88,24 @@ def boot_times(
                 )
         finally:
             await supervisor.close()
-        ratio = statistics.median(ours) / statistics.median(theirs)
-        return {
-            "hostd_seconds": ours,
-            "qemu_microvm_seconds": theirs,
-            "hostd_median": statistics.median(ours),
-            "qemu_microvm_median": statistics.median(theirs),
-            "ratio": ratio,
-        }
+        return BootTimes(ours, theirs)
 
     return asyncio.run(measure())
 
 
 def memory_figures(
-    kernel: str, initrd: str | None, memory: int, count: int, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """Return what `count` guests of each kind cost: the fall of MemAvailable, and PSS of their processes, in bytes.
+    kernel: str, initrd: str | None, memory: int, count: int, rounds: int, tell: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """Return what a guest of each kind costs with `count` at once: the fall of MemAvailable, and PSS, in bytes.
+
+    By name: hostd_available, hostd_pss, qemu_microvm_available, qemu_microvm_pss; one value a round.
 
     Caches are dropped before each reading (where allowed), so that page cache that anybody read is not counted.
     """
     plan, boots = prepare(_cluster(kernel, initrd, memory, count))
     vmlinux, archive = boots["guest"].files[0][0], boots["guest"].files[1][0]
 
-    async def ours() -> dict[str, Any]:
+    async def ours() -> dict[str, int]:
         supervisor = Supervisor(plan, boots, foreground=True)
         try:
             before = _available()
@@ -109,20 +119,17 @@ def memory_figures(
         finally:
             await supervisor.close()
 
-    tell(f"{count} guests of hostd")
-    hostd = asyncio.run(ours())
-    tell(f"{count} guests of QEMU microvm")
-    qemu = _qemu_memory(vmlinux, archive, memory, count)
-    return {
-        "guests": count,
-        "memory": memory,
-        "hostd": {key: value // count for key, value in hostd.items()},
-        "qemu_microvm": {key: value // count for key, value in qemu.items()},
-        "ratio_pss": hostd["pss"] / qemu["pss"],
-        "ratio_available": hostd["available"] / qemu["available"] if qemu["available"] > 0 else None,
-        "how": "per guest; available: fall of the host's MemAvailable from before the first to after the last, caches "
-        "dropped each time; pss: mean of /proc/PID/smaps_rollup",
-    }
+    def each(kind: str, found: dict[str, int]) -> dict[str, float]:
+        return {f"{kind}_{name}": value / count for name, value in found.items()}
+
+    measurements = [
+        Measurement(f"{count} guests of hostd", lambda: each("hostd", asyncio.run(ours()))),
+        Measurement(
+            f"{count} guests of QEMU microvm",
+            lambda: each("qemu_microvm", _qemu_memory(vmlinux, archive, memory, count)),
+        ),
+    ]
+    return interleave(measurements, rounds, tell, warm_up=False)
 
 
 def _cluster(kernel: str, initrd: str | None, memory: int, count: int) -> Any:

@@ -5,38 +5,37 @@ from __future__ import annotations
 import argparse
 import sys
 
-from hostd.cli.command import print_json
+from hostd.cli.reporting import add_report_options, deliver
 
-EXAMPLES = ("hostd bench boot debian-cloud", "hostd bench memory debian-cloud --guests 4 --memory 128MiB --json")
+EXAMPLES = (
+    "hostd bench boot debian-cloud --rounds 5",
+    "hostd bench memory debian-cloud --guests 4 --memory 128MiB --json",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "figure", choices=("boot", "memory"), help="boot: time to init's first line; memory: of one guest"
-    )
-    parser.add_argument("kernel", help="an image's name or the path of a kernel")
-    parser.add_argument("--initrd", help="an image's name or a path (default: hostd's own for that kernel)")
-    parser.add_argument("--memory", default="128MiB", help="of each guest (default: 128MiB)")
-    parser.add_argument("--rounds", type=int, default=5, help="boot: measured rounds after the warm-up (default: 5)")
-    parser.add_argument("--guests", type=int, default=4, help="memory: guests of each kind (default: 4)")
+    from hostd.bench.registry import MODULES, load
+
+    kinds = parser.add_subparsers(metavar="BENCHMARK", dest="benchmark", required=True)
+    for name, summary in MODULES.items():
+        module = load(name)
+        epilog = "examples:\n" + "".join(f"  {line}\n" for line in module.EXAMPLES)
+        kind = kinds.add_parser(
+            name,
+            help=summary,
+            description=f"Measures {summary}.",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add_report_options(kind)
+        module.configure(kind)
 
 
 def run(options: argparse.Namespace) -> int:
-    from hostd.bench import linux_guests
-    from hostd.cluster.sizes import parse_size
+    from hostd.bench.registry import load
 
-    memory = parse_size(options.memory)
-    if options.figure == "boot":
-        found = linux_guests.boot_times(options.kernel, options.initrd, memory, options.rounds, _tell)
-    else:
-        found = linux_guests.memory_figures(options.kernel, options.initrd, memory, options.guests, _tell)
-    if options.json:
-        print_json(found)
-    else:
-        for key, value in found.items():
-            print(f"{key:22} {value}")
-    return 0
+    return deliver(load(options.benchmark).measure(options, _tell), options)
 
 
 def _tell(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(line, file=sys.stderr, flush=True)

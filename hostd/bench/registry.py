@@ -1,0 +1,33 @@
+"""The benchmarks by name. Each is a module that says what it measures, what it can be told, and measures it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import Protocol, cast
+
+from hostd.bench.report import Report
+from hostd.bench.rounds import Tell
+
+MODULES = {
+    "boot": "a Linux guest's way to the first line of its init, beside QEMU microvm",
+    "memory": "what a Linux guest costs, beside QEMU microvm",
+}
+"""hostd.bench.NAME, and what `hostd bench --help` says of it"""
+
+
+class Benchmark(Protocol):
+    """What each module has."""
+
+    EXAMPLES: tuple[str, ...]
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the benchmark's own arguments; --rounds and what says where the report goes are there."""
+
+    def measure(self, options: argparse.Namespace, tell: Tell) -> Report:
+        """Measure and return the report, `command` and `machine` still empty. Raises BenchError."""
+
+
+def load(name: str) -> Benchmark:
+    """Return the benchmark `name`, one of MODULES."""
+    return cast(Benchmark, importlib.import_module(f"hostd.bench.{name}"))

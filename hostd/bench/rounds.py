@@ -1,0 +1,36 @@
+"""Several measurements, round by round: each round has all of them one after the other, so all meet the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Tell = Callable[[str], None]
+"""says one line of progress"""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Something that gives figures each time it is run: by name, in the units that the benchmark knows."""
+
+    name: str
+    run: Callable[[], Mapping[str, float]]
+
+
+def interleave(
+    measurements: Sequence[Measurement], rounds: int, tell: Tell, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """Run all measurements `rounds` times; return the values of each figure by name, in the order of the rounds.
+
+    Each second round goes backwards, so that what one leaves behind (caches, clocks, heat) does not always meet the
+    same other. With `warm_up` a round goes before, which is not counted.
+    """
+    found: dict[str, list[float]] = {}
+    for number in range(0 if warm_up else 1, rounds + 1):
+        for measurement in measurements if number % 2 else reversed(measurements):
+            tell(f"round {number} of {rounds}: {measurement.name}" if number else f"warm-up: {measurement.name}")
+            values = measurement.run()
+            if number:
+                for name, value in values.items():
+                    found.setdefault(name, []).append(value)
+    return found
