@@ -12,6 +12,7 @@ from hostd.bench.rounds import Tell
 MODULES = {
     "boot": "a Linux guest's way to the first line of its init, beside QEMU microvm",
     "memory": "what a Linux guest costs, beside QEMU microvm",
+    "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
 }
 """hostd.bench.NAME, and what `hostd bench --help` says of it"""
 
