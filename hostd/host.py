@@ -27,6 +27,8 @@ from hostd.supervisor.errors import SupervisorError
 from hostd.supervisor.processes import alive
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     import shm
     from hostd.agent.copying import Copied, Place
 
@@ -121,6 +123,12 @@ class Guest:
         """Return `size` bytes (at most 1 MiB) of its memory, from guest physical address `gpa` on."""
         data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
         return data
+
+    def screenshot(self) -> Image:
+        """Return what it shows in its frame buffer. Raises ControlError: it has none, or doesn't run."""
+        from hostd.screen.guest import screenshot
+
+        return screenshot(self.cluster, self.name)
 
     def exec(
         self,

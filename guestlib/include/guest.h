@@ -60,6 +60,14 @@ const char *guest_env(const char *name);
 /* The region called `name`, or NULL: .address and .size say where its bytes are. */
 const struct guest_region *guest_region(const char *name);
 
+/* The picture that the host shows of this guest, or NULL if the cluster file gives it none. Drawing in it costs no exit. */
+const struct guest_framebuffer *guest_framebuffer(void);
+
+/* Row `y` of it: pixels 0x00RRGGBB. */
+static inline uint32_t *guest_framebuffer_row(const struct guest_framebuffer *framebuffer, uint32_t y) {
+    return (uint32_t *)(framebuffer->address + (uint64_t)framebuffer->stride * y);
+}
+
 /* Memory: RAM in all; what guest_alloc() can still give. */
 uint64_t guest_memory_size(void);
 uint64_t guest_memory_free(void);

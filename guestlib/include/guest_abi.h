@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define GUEST_ABI_MAGIC 0x74736f68 /* "host" */
-#define GUEST_ABI_VERSION 2
+#define GUEST_ABI_VERSION 3
 
 /* Ports. */
 #define GUEST_PORT_FAULT 0xf4      /* 8-bit: exception vector; written by the ring-0 stubs. */
@@ -123,6 +123,15 @@ struct guest_range {
     uint64_t size;
 };
 
+/* A picture in memory: rows of pixels, a uint32_t each, 0x00RRGGBB. */
+struct guest_framebuffer {
+    uint64_t address;              /* 0: there is none */
+    uint32_t width;                /* pixels */
+    uint32_t height;
+    uint32_t stride;               /* bytes from one row to the next */
+    uint32_t reserved;
+};
+
 struct guest_info {
     uint32_t magic;
     uint32_t version;
@@ -141,6 +150,7 @@ struct guest_info {
     struct guest_span regions;     /* count of struct guest_region */
     struct guest_span channels;    /* count of struct guest_channel */
     struct guest_span networks;    /* count of struct guest_network */
+    struct guest_framebuffer framebuffer;
 };
 
 #endif

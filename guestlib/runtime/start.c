@@ -46,6 +46,10 @@ const struct guest_region *guest_region(const char *name) {
     return NULL;
 }
 
+const struct guest_framebuffer *guest_framebuffer(void) {
+    return info->framebuffer.address ? &info->framebuffer : NULL;
+}
+
 _Noreturn void guest_exit(int code) {
     console_flush();
     call_page->args[0] = (uint64_t)(code & 255);

@@ -33,7 +33,8 @@ class AddressMap:
     """The layout of one guest.
 
     `low` holds what the VMM and the guest tell each other, `ram` is everything above 1 MiB that is not the image,
-    `heap` the part of it that the program may use as it likes, `regions` one span per region, in their order.
+    `heap` the part of it that the program may use as it likes, `regions` one span per region, in their order,
+    `framebuffer` the picture's, if there is one.
     """
 
     low: Span
@@ -42,14 +43,15 @@ class AddressMap:
     stack: Span
     heap: tuple[Span, ...]
     regions: tuple[Span, ...]
+    framebuffer: Span | None
 
 
 def round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-def lay_out(memory: int, image: Image, region_sizes: list[int]) -> AddressMap:
-    """Place `image`, a stack and regions of the given sizes in a guest of `memory` bytes of RAM.
+def lay_out(memory: int, image: Image, region_sizes: list[int], framebuffer_size: int = 0) -> AddressMap:
+    """Place `image`, a stack, regions and a picture of the given sizes in a guest of `memory` bytes of RAM.
 
     RAM is contiguous up to the MMIO hole, but for the VGA hole; what is left of `memory` continues at 4 GiB. Raises
     ImageError when the image doesn't fit.
@@ -67,13 +69,16 @@ def lay_out(memory: int, image: Image, region_sizes: list[int]) -> AddressMap:
     stack = Span(below.end - stack_size, below.end)
     ram = tuple(s for s in (Span(below.start, image.start), Span(image.end, below.end), above) if s.size)
     heap = tuple(s for s in (Span(image.end, stack.start - PAGE), above) if s.size > 0)
+    sizes = [*region_sizes, framebuffer_size] if framebuffer_size else region_sizes
+    shared = _regions(round_up(max(ABOVE_4G, above.end), GIB), sizes)
     return AddressMap(
         low=Span(0, VGA_HOLE.start),
         image=Span(image.start, image.end),
         ram=ram,
         stack=stack,
         heap=heap,
-        regions=_regions(round_up(max(ABOVE_4G, above.end), GIB), region_sizes),
+        regions=shared[: len(region_sizes)],
+        framebuffer=shared[-1] if framebuffer_size else None,
     )
 
 

@@ -37,6 +37,7 @@ def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path
         "regions": area.table("struct guest_region", _regions(spec["regions"], places)),
         "channels": area.table("struct guest_channel", [_channel(c) for c in spec["channels"]]),
         "networks": area.table("struct guest_network", networks(area, spec)),
+        "framebuffer": _framebuffer(spec["framebuffer"], places),
     }
     head["size"] = len(area.bytes)
     if len(area.bytes) > lib.GUEST_INFO_SIZE:
@@ -51,6 +52,13 @@ def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path
 
 def _range(address: int, size: int) -> dict[str, int]:
     return {"address": address, "size": size}
+
+
+def _framebuffer(framebuffer: dict[str, Any] | None, places: AddressMap) -> dict[str, int]:
+    if framebuffer is None or places.framebuffer is None:
+        return {"address": 0}
+    size = {name: framebuffer[name] for name in ("width", "height", "stride")}
+    return {"address": places.framebuffer.start, **size}
 
 
 def _regions(regions: list[dict[str, Any]], places: AddressMap) -> list[dict[str, Any]]:

@@ -117,6 +117,8 @@ def write_tables(
         tables.map(span.start, span.end, write=True)
     for span, write in zip(places.regions, writable, strict=True):
         tables.map(span.start, span.end, write=write)
+    if places.framebuffer is not None:
+        tables.map(places.framebuffer.start, places.framebuffer.end, write=True)
     for slot in slots:
         tables.map(slot["gpa"], slot["gpa"] + slot["size"], write=slot["access"] == "rw")
     table.write(lib.GUEST_SYSTEM_PAGE, system_page())

@@ -22,6 +22,8 @@ COMMANDS = {
     "net": "list and show networks, and let other programs join them",
     "capture": "show or write the frames of a network",
     "slots": "show a guest's slot table and what of it is shared",
+    "screenshot": "write what a guest shows as a PNG file",
+    "view": "show what a guest shows in a browser, as it changes",
     "inspect": "show everything known of a cluster or a guest",
     "validate": "check a cluster file and its images without starting anything",
     "image": "make, list and remove kernels, initramfs archives and root file systems",

@@ -21,6 +21,7 @@ from hostd.cluster.schema import (
     UNIKERNEL_KEYS,
     DiskTable,
     FileTable,
+    FramebufferTable,
     GuestTable,
     RegionTable,
     RootTable,
@@ -29,6 +30,10 @@ from hostd.cluster.schema import (
 
 FILE_LIMIT = 4 << 20
 UNIKERNEL_MEMORY, LINUX_MEMORY = 16 << 20, 256 << 20
+PIXEL = 4
+"""bytes of a pixel"""
+FRAMEBUFFER_LIMIT = 128 << 20
+"""bytes; a picture of 8192 by 4096 pixels"""
 NAME_RULE = "small letters, digits, - and _, starting with a letter or digit, at most 40"
 NETWORK_NAME_RULE = NAME_RULE.replace("40", "32")
 
@@ -170,7 +175,24 @@ def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.
         log_limit=table.log_limit,
         linux=_linux(folder, name, table),
         ports=networks.ports(name, table, nets),
+        framebuffer=None if table.framebuffer is None else _framebuffer(folder, name, table.framebuffer),
     )
+
+
+def _framebuffer(folder: Path, name: str, table: FramebufferTable) -> model.Framebuffer:
+    least = table.width * PIXEL
+    stride = least if table.stride is None else table.stride
+    if stride < least:
+        raise ClusterFileError(
+            f"guest.{name}.framebuffer.stride: {stride} bytes are fewer than the {least} of {table.width} pixels"
+        )
+    if stride * table.height > FRAMEBUFFER_LIMIT:
+        raise ClusterFileError(
+            f"guest.{name}.framebuffer: takes {stride * table.height} bytes; "
+            f"{FRAMEBUFFER_LIMIT >> 20} MiB are possible, so make it smaller"
+        )
+    device = None if table.device is None else (folder / table.device).resolve()
+    return model.Framebuffer(table.width, table.height, stride, device, table.offset)
 
 
 def _linux(folder: Path, name: str, table: GuestTable) -> model.Linux | None:

@@ -110,6 +110,24 @@ class Slot:
 
 
 @dataclass(frozen=True)
+class Framebuffer:
+    """A picture in a guest's memory: rows of pixels, each of 4 bytes: blue, green, red, and one that means nothing."""
+
+    width: int
+    height: int
+    stride: int
+    """bytes from one row to the next"""
+    device: Path | None
+    """what is mapped; None: memory of the guest's own"""
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the picture."""
+        return self.stride * self.height
+
+
+@dataclass(frozen=True)
 class Disk:
     """A file that a Linux guest has as a disk.
 
@@ -182,6 +200,7 @@ class Guest:
     linux: Linux | None = None
     ports: Mapping[str, Port] = field(default_factory=dict)
     """its ports by network, in the order of its interfaces"""
+    framebuffer: Framebuffer | None = None
 
 
 @dataclass(frozen=True)

@@ -173,6 +173,16 @@ class SlotTable(Table):
     access: Literal["rw", "ro"] = "rw"
 
 
+class FramebufferTable(Table):
+    """[guest.NAME.framebuffer]"""
+
+    width: Annotated[int, Field(ge=64, le=8192)] = 1024
+    height: Annotated[int, Field(ge=64, le=8192)] = 768
+    stride: Annotated[int, Field(multiple_of=4, le=65532)] | None = None
+    device: Text | None = None
+    offset: Address = 0
+
+
 class DiskTable(Table):
     """[[guest.NAME.disk]]"""
 
@@ -218,6 +228,7 @@ class GuestTable(Table):
     thp: bool | None = None
     hugetlb: bool = False
     slot: list[SlotTable] = []
+    framebuffer: FramebufferTable | None = None
     log_limit: Size = 16 << 20
     kernel: Text | None = None
     initrd: Text | None = None
@@ -278,6 +289,7 @@ def known_keys(path: list[str]) -> list[str]:
     inner: dict[tuple[str, str], Any] = {
         ("guest", "slot"): SlotTable,
         ("guest", "disk"): DiskTable,
+        ("guest", "framebuffer"): FramebufferTable,
         ("guest", "root"): RootTable,
         ("guest", "network"): PortTable,
         ("network", "uplink"): UplinkTable,

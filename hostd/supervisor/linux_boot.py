@@ -20,6 +20,8 @@ from hostd.supervisor.programs import cache_folder
 CMDLINE = "console=ttyS0 panic=-1 quiet pci=noearly"
 """a panic resets at once, which ends the guest; no search of 256 empty buses for old AMD bridges (33,000 exits of a
 generic kernel on some CPUs); what a user's own `cmdline` says comes later and counts"""
+SCREEN = "console=tty0"
+"""the kernel talks to a guest's picture, too; /dev/console stays the last one named"""
 SECTOR = 512
 
 MAGICS = (
@@ -44,7 +46,7 @@ def linux_boot(guest: Guest, linux: Linux) -> tuple[Boot, Kernel]:
     for inside, outside in linux.files.items():
         if not outside.exists():
             raise ClusterFileError(f"{where}.files.{inside}: {outside}: no such file")
-    cmdline = f"{CMDLINE} {linux.cmdline}".strip()
+    cmdline = " ".join([*([SCREEN] if guest.framebuffer else []), CMDLINE, linux.cmdline]).strip()
     if len(cmdline) >= COMMAND_LINE_SIZE:
         raise ClusterFileError(
             f"{where}.cmdline: {len(cmdline)} characters are too long; Linux takes {COMMAND_LINE_SIZE - 1}"

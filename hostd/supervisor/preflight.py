@@ -133,7 +133,7 @@ def _check_unikernel(guest: Guest, image: Image, plan: Plan, sizes: Mapping[str,
     planned = next(run for run in plan.guests.values() if run.group is guest)
     regions = [sizes.get(name, 0) for name, _ in planned.regions]
     try:
-        places = lay_out(guest.memory, image, regions)
+        places = lay_out(guest.memory, image, regions, guest.framebuffer.size if guest.framebuffer else 0)
     except ImageError as error:
         raise ImageError(f"{where}: {error}") from None
     for slot in guest.slots:

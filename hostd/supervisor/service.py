@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hostd.agent.link import AgentError
+from hostd.boot.framebuffer import ROW
 from hostd.cluster.near import near
 from hostd.control.server import Call, RequestError, Stream
 from hostd.memory import smaps
@@ -33,6 +34,7 @@ class Service:
             "inspect": self.inspect,
             "slots": self.slots,
             "read": self.read,
+            "framebuffer": self.framebuffer,
             "stop": self.stop,
             "kill": self.kill,
             "down": self.down,
@@ -128,6 +130,26 @@ class Service:
             raise RequestError(f"guest {run.name}: is not running ({run.state})")
         data: bytes = await run.link.call("read", gpa=int(arguments["gpa"]), size=int(arguments["size"]))
         return data
+
+    async def framebuffer(self, arguments: Arguments) -> dict[str, Any]:
+        """Where a running guest's picture lies, and how: {"gpa", "width", "height", "stride"}."""
+        run = self._one(arguments)
+        picture = run.plan.group.framebuffer
+        if picture is None:
+            raise RequestError(
+                f"guest {run.name}: has no frame buffer; give it one in the cluster file: "
+                f"[guest.{run.plan.group.name}.framebuffer]"
+            )
+        row = next((row for row in run.rows if row["name"] == ROW), None)
+        if row is None or run.state != "running":
+            raise RequestError(f"guest {run.name}: is not running ({run.state}), so it shows nothing")
+        return {
+            "guest": run.name,
+            "gpa": row["gpa"],
+            "width": picture.width,
+            "height": picture.height,
+            "stride": picture.stride,
+        }
 
     async def stop(self, arguments: Arguments) -> list[str]:
         """Stop the named guests (all, if none is named) for good; Linux guests may take `grace` seconds to do it."""

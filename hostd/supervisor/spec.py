@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from hostd.cluster.model import Slot
+from hostd.cluster.model import Framebuffer, Slot
 from hostd.cluster.plan import Plan, PlannedGuest
 from hostd.supervisor.boots import Boot
 from hostd.supervisor.regions import Regions
@@ -41,6 +41,7 @@ def guest_spec(
         "regions": regions.describe(guest),
         "channels": regions.ends(guest),
         "slots": [_row(slot) for slot in group.slots],
+        "framebuffer": None if group.framebuffer is None else _framebuffer(group.framebuffer),
         "bells": len(regions.bells(guest)),
         "doorbells": [] if group.linux is None else regions.doorbells(guest),
         "networks": _networks(guest, plan),
@@ -62,6 +63,17 @@ def _networks(guest: PlannedGuest, plan: Plan) -> list[dict[str, Any]]:
             told |= {"region": regions.index(port.region), "names": named}
         found.append(told)
     return found
+
+
+def _framebuffer(framebuffer: Framebuffer) -> dict[str, Any]:
+    return {
+        "width": framebuffer.width,
+        "height": framebuffer.height,
+        "stride": framebuffer.stride,
+        "size": framebuffer.size,
+        "device": None if framebuffer.device is None else str(framebuffer.device),
+        "offset": framebuffer.offset,
+    }
 
 
 def _row(slot: Slot) -> dict[str, Any]:

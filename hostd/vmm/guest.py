@@ -12,6 +12,7 @@ from hostd.boot._abi import lib
 from hostd.boot.address_map import lay_out
 from hostd.boot.descriptors import STUB_SIZE
 from hostd.boot.elf import Image
+from hostd.boot.framebuffer import map_framebuffer
 from hostd.boot.info import info_area
 from hostd.boot.registers import enter_ring3
 from hostd.boot.symbols import locate
@@ -42,7 +43,8 @@ class Guest:
         self._image_descriptor = image_descriptor
         region_descriptors, self.bells = rest[: len(self._regions)], rest[len(self._regions) :]
         image = Image.of(spec["image"])
-        self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions])
+        framebuffer_size = spec["framebuffer"]["size"] if spec["framebuffer"] else 0
+        self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions], framebuffer_size)
         self._assemble(spec, region_descriptors, image)
         self._bind_doorbells()
         self._calls = ffi.new("struct guest_calls *")
@@ -59,6 +61,8 @@ class Guest:
         rows = [RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)]
         map_rows(self.table, image, self._image_descriptor, self.places, rows, RamOptions(**spec["options"]))
         map_extra_rows(self.table, spec["slots"])
+        if self.places.framebuffer is not None:
+            map_framebuffer(self.table, self.places.framebuffer.start, spec["framebuffer"])
         info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
         writable = [region["access"] == "rw" for region in self._regions]
         write_tables(self.table, image, self.places, writable, spec["slots"], info)

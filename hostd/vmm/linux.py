@@ -11,6 +11,7 @@ from typing import Any
 
 from hostd.boot.address_map import Span, round_up
 from hostd.boot.errors import ImageError
+from hostd.boot.framebuffer import map_framebuffer
 from hostd.boot.linux import cpuid
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.layout import LinuxMap, lay_out
@@ -25,6 +26,7 @@ from hostd.devices.virtio import add_balloon, add_blk, add_console, add_net, add
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
+from hostd.memory.layout import PAGE
 from hostd.vmm.pause import Pause
 
 Report = Callable[[str, int | float | str], None]
@@ -54,6 +56,8 @@ class LinuxGuest:
         boot = spec["image"]
         self._cache: str = boot["cache"]
         self._kernel = kernel = Kernel.of(boot["kernel"])
+        if spec["framebuffer"]:  # PVH has no words for a picture.
+            self._kernel = kernel = replace(kernel, pvh=None)
         with System.open() as system:
             self._supported = system.supported_cpuid()
             self.vm = system.create_vm()
@@ -85,13 +89,17 @@ class LinuxGuest:
         boot = spec["image"]
         bits = cpuid.physical_bits(self._supported)
         places = lay_out(spec["memory"], kernel, boot["initrd_size"], len(archive), bits)
-        pmem = places.pci64.start
-        places = _behind(places, sum(span(disk["size"]) for disk in boot["disks"] if disk["device"] == "pmem"))
+        pmem, framebuffer = places.pci64.start, spec["framebuffer"]
+        files = sum(span(disk["size"]) for disk in boot["disks"] if disk["device"] == "pmem")
+        places = _behind(places, files + (round_up(framebuffer["size"], PAGE) if framebuffer else 0))
         options = RamOptions(**spec["options"])
         # What a switch is to read and write must be memory that it can be given.
         self._ram = SharedRam(places) if spec.get("networks") else PRIVATE
         map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options, self._ram)
-        write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"])
+        if framebuffer is not None:
+            framebuffer = framebuffer | {"gpa": pmem + files}
+            map_framebuffer(self.table, framebuffer["gpa"], framebuffer)
+        write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"], framebuffer)
         return places, pmem
 
     def _plug_in(self, spec: dict[str, Any], console: int, regions: list[int], disks: list[int], pmem: int) -> None:
@@ -190,10 +198,12 @@ class LinuxGuest:
 
 
 def _behind(places: LinuxMap, size: int) -> LinuxMap:
-    """Move the start of the 64-bit PCI window behind `size` bytes of pmem."""
+    """Move the start of the 64-bit PCI window behind `size` bytes of pmem and picture."""
     start = places.pci64.start + round_up(size, WINDOW_UNIT)
     if start >= places.pci64.end:
-        raise ImageError(f"{size} bytes of pmem disks don't fit into the guest's physical addresses; use blk disks")
+        raise ImageError(
+            f"{size} bytes of pmem disks and frame buffer don't fit into the guest's physical addresses; use blk disks"
+        )
     return replace(places, pci64=Span(start, places.pci64.end))
 
 

@@ -72,5 +72,6 @@ def _spec(folder: str) -> dict[str, Any]:
         "regions": [],
         "channels": [],
         "slots": [],
+        "framebuffer": None,
         "bells": 0,
     }

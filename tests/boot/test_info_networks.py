@@ -46,6 +46,7 @@ def area(networks: list[dict[str, Any]], channels: list[dict[str, Any]]) -> byte
         "channels": channels,
         "bells": 4,
         "networks": networks,
+        "framebuffer": None,
     }
     return info_area(spec, lay_out(4 << 20, IMAGE, [1 << 20] * 3), 0, "prog.elf")
 

@@ -93,6 +93,7 @@ class NetGuest:
             "channels": [end for number, n in enumerate(networks) for end in _ends(number, n, networks)],
             "networks": [_network(number, n) for number, n in enumerate(networks)],
             "slots": [],
+            "framebuffer": None,
             "bells": len(bells),
         }
         descriptors = [self._image.fileno(), *(n.wire.region.fd for n in networks), *bells]

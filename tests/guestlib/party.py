@@ -80,6 +80,7 @@ class Party:
             "regions": [{"name": "shared", "size": REGION_SIZE, "access": "rw", "raw": False}],
             "channels": member.ends,
             "slots": [],
+            "framebuffer": None,
             "bells": len(self.bells),
         }
         self.files = [*getattr(self, "files", []), open(image.path, "rb")]  # noqa: SIM115 - closed with the process

@@ -56,6 +56,7 @@ def run(tmp_path: Path) -> Run:
             ],
             "channels": [],
             "slots": [],
+            "framebuffer": None,
             "bells": 0,
         } | spec
         bells = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(full["bells"])]

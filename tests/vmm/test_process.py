@@ -61,6 +61,7 @@ class Cluster:
             "regions": [],
             "channels": [],
             "slots": [],
+            "framebuffer": None,
             "bells": 0,
         } | spec
         log = os.open(self.folder / "logs" / f"{name}.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from hostd.boot.errors import ImageError
 from hostd.boot.linux.acpi import build_tables
@@ -38,11 +39,18 @@ PRESENT_WRITE, LARGE = 3, 1 << 7
 DIRECTORIES = 4
 
 
-def write_tables(table: SlotTable, kernel: Kernel, places: LinuxMap, cmdline: str, vcpus: int) -> None:
+def write_tables(
+    table: SlotTable,
+    kernel: Kernel,
+    places: LinuxMap,
+    cmdline: str,
+    vcpus: int,
+    framebuffer: dict[str, Any] | None = None,
+) -> None:
     """Write ACPI tables, command line, GDT, and start_info or boot_params and page tables into guest memory.
 
-    Which of the two: `kernel.pvh` decides, as in `registers.enter_kernel`. Raises ImageError when `cmdline` is too long
-    or no ASCII.
+    Which of the two: `kernel.pvh` decides, as in `registers.enter_kernel`; only boot_params tell of a `framebuffer`
+    (see `boot_params`). Raises ImageError when `cmdline` is too long or no ASCII.
     """
     table.write(ACPI_TABLES.start, build_tables(ACPI_TABLES.start, vcpus, places.pci64))
     table.write(COMMAND_LINE, _command_line(cmdline))
@@ -50,7 +58,7 @@ def write_tables(table: SlotTable, kernel: Kernel, places: LinuxMap, cmdline: st
     if kernel.pvh is not None:
         table.write(START_INFO, start_info(places))
     else:
-        table.write(ZERO_PAGE, boot_params(places, kernel.setup_header))
+        table.write(ZERO_PAGE, boot_params(places, kernel.setup_header, framebuffer))
         table.write(PAGE_TABLES, identity_tables())
 
 

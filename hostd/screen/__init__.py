@@ -1,0 +1,3 @@
+"""What a guest shows: its frame buffer, taken from its memory while it runs."""
+
+from __future__ import annotations
