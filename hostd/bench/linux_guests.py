@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hostd.bench import BenchError
+from hostd.bench.host_memory import available
 from hostd.bench.rounds import Measurement, interleave
 from hostd.cluster.file import from_tables
 from hostd.supervisor.fleet import Fleet
@@ -108,14 +109,14 @@ def memory_figures(
     async def ours() -> dict[str, int]:
         supervisor = Supervisor(plan, boots, foreground=True)
         try:
-            before = _available()
+            before = available()
             await supervisor.start()
             runs = supervisor.fleet.runs
             for run in runs.values():
                 await _first_line(supervisor.directory.log(run.name), 0, run)
             await asyncio.sleep(SETTLE)
             pids = [run.pid for run in runs.values() if run.pid is not None]
-            return {"available": before - _available(), "pss": sum(map(_pss, pids))}
+            return {"available": before - available(), "pss": sum(map(_pss, pids))}
         finally:
             await supervisor.close()
 
@@ -229,20 +230,13 @@ def _qemu_boot(vmlinux: str, initrd: str, memory: int) -> float:
 
 
 def _qemu_memory(vmlinux: str, initrd: str, memory: int, count: int) -> dict[str, int]:
-    before = _available()
+    before = available()
     with contextlib.ExitStack() as stack:
         processes = [stack.enter_context(_qemu(vmlinux, initrd, memory)) for _ in range(count)]
         for process in processes:
             _qemu_first_line(process)
         time.sleep(SETTLE)
-        return {"available": before - _available(), "pss": sum(_pss(process.pid) for process in processes)}
-
-
-def _available() -> int:
-    with contextlib.suppress(OSError):
-        Path("/proc/sys/vm/drop_caches").write_text("3\n")
-    text = Path("/proc/meminfo").read_text()
-    return int(text[text.index("MemAvailable:") + 13 :].split(None, 1)[0]) << 10
+        return {"available": before - available(), "pss": sum(_pss(process.pid) for process in processes)}
 
 
 def _pss(pid: int) -> int:
