@@ -14,6 +14,7 @@ MODULES = {
     "disks": "one file that several Linux guests read: pmem with DAX beside virtio-blk",
     "memory": "what a Linux guest costs, beside QEMU microvm",
     "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
+    "throughput": "messages and bytes a second between guests, beside host processes and libraries",
 }
 """hostd.bench.NAME, and what `hostd bench --help` says of it"""
 
