@@ -14,7 +14,7 @@ from hostd.images.folders import appearing, cache, locked
 
 EARLY = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console")
 """what it takes to get to the root"""
-LATE = ("kvm_amd", "uio_pci_generic", "tun", "loop")
+LATE = ("kvm_amd", "uio_pci_generic", "tun", "loop", "vhost_net")
 """what nobody asks the kernel for before using it; it loads all else when it is asked for it"""
 SCRIPT = Path(__file__).with_name("init.sh")
 STEADY = Path(__file__).with_name("steady.c")

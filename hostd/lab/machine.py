@@ -24,6 +24,9 @@ from hostd.lab.initramfs import initramfs
 QEMU = "qemu-system-x86_64"
 KERNEL = "debian"
 """Debian's generic kernel: the cloud one has no 9p"""
+CPU = "max,-la57,-erms,-fsrm"
+"""emulated, `rep movsb` goes byte by byte: a CPU that doesn't praise it has its kernels copy eight bytes at a time, and
+its programs more. And the kernel's tables of pages have four levels, as they have nearly everywhere"""
 FASTER = "mitigations=off init_on_alloc=0 audit=0 nmi_watchdog=0 tsc=reliable random.trust_cpu=on"
 """what nobody needs where every instruction is emulated, and all is thrown away"""
 SMALL_PAGES = "transparent_hugepage=madvise"
@@ -77,7 +80,7 @@ def machine(memory: int, cpus: int, out: Path | None, *, verbose: bool = False) 
     words += [] if verbose else ["quiet"]
     ours, theirs = socket.socketpair()
     with ours, theirs, os.fdopen(os.memfd_create("hostd-lab-log"), "r+b", buffering=0) as log:
-        command = [QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max,-la57", "-smp", str(cpus)]
+        command = [QEMU, "-M", "q35", "-accel", "tcg,thread=multi", "-cpu", CPU, "-smp", str(cpus)]
         command += ["-m", str(memory >> 20), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
         command += ["-kernel", str(packages.vmlinuz(kernel)), "-initrd", str(archive)]
         command += ["-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"]
