@@ -31,7 +31,8 @@ class Configuration:
     network: str
     mtu: int = 1500
     age: int = 300
-    spin: int = 50
+    spin: int | None = None
+    """None: 50, or 0 where it has one processor only"""
     addresses: int = 4096
     cpu: int | None = None
     """the CPU that forwards"""

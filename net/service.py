@@ -28,6 +28,8 @@ OFFLOAD_SIZE, ETHERNET_SIZE = 12, 18
 MEMORY_LIMIT = 1 << 36
 RATE_LIMIT = 1 << 40
 BELLS = 4
+SPIN = 50
+"""microseconds"""
 TERMS = 64
 """ports, and addresses, that one capture may look for"""
 
@@ -46,11 +48,15 @@ class Service:
         fields = Fields("the configuration", configuration)
         self.cluster, self.network = naming.split(f"{fields.text('cluster')}/{fields.text('network')}")
         self.mtu = fields.number("mtu", 68, 65535, 1500)
-        age, spin = fields.number("age", 1, 1 << 24, 300), fields.number("spin", 0, 10_000_000, 50)
+        age, spin = fields.number("age", 1, 1 << 24, 300), fields.number_or_none("spin", 0, 10_000_000)
         addresses = fields.number("addresses", 16, 1 << 20, 4096)
         self.lifeline = fields.flag("lifeline", True)
         self._cpu = fields.number_or_none("cpu", 0, 4095)
         fields.end()
+        # Then guests stand still while it runs: it doesn't spin, and lets them send more before it begins.
+        self._one_cpu = len(os.sched_getaffinity(0)) == 1
+        if spin is None:
+            spin = 0 if self._one_cpu else SPIN
         self.folder = Folder(self.cluster, self.network)
         try:
             self._switch = Switch(mtu=self.mtu, age=age, spin=spin, addresses=addresses)
@@ -82,10 +88,15 @@ class Service:
         allowed = os.sched_getaffinity(0)
         if self._cpu is not None:
             os.sched_setaffinity(0, [self._cpu])
+        policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+        if self._one_cpu and policy == os.SCHED_OTHER:
+            # A thread of this policy that is woken does not interrupt who runs.
+            os.sched_setscheduler(0, os.SCHED_BATCH, priority)
         try:
-            self._switch.start()  # The thread takes the affinity over.
+            self._switch.start()  # The thread takes affinity and policy over.
         finally:
             os.sched_setaffinity(0, allowed)
+            os.sched_setscheduler(0, policy, priority)
         for name, request in list(self.folder.attached.items()):
             try:
                 self.call(request, [], None)

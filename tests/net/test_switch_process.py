@@ -290,3 +290,19 @@ def test_an_op_of_another_kind(switch: SwitchProcess) -> None:
         with pytest.raises(NetError) as raised:
             switch.call(Request(request))
         assert str(raised.value) == sentence
+
+
+@pytest.mark.parametrize(("cpus", "policy"), [(1, os.SCHED_BATCH), (2, os.SCHED_OTHER)])
+def test_with_one_processor_it_interrupts_nobody(cpus: int, policy: int) -> None:
+    allowed = os.sched_getaffinity(0)
+    if len(allowed) < cpus:
+        pytest.skip(f"needs {cpus} processors")
+    os.sched_setaffinity(0, sorted(allowed)[:cpus])
+    try:
+        with running() as switch:
+            pid = switch.process.pid
+            policies = {int(task): os.sched_getscheduler(int(task)) for task in os.listdir(f"/proc/{pid}/task")}
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert policies.pop(pid) == os.SCHED_OTHER  # Who asks it is answered at once.
+    assert list(policies.values()) == [policy]
