@@ -14,9 +14,13 @@ MODULES = {
     "disks": "one file that several Linux guests read: pmem with DAX beside virtio-blk",
     "memory": "what a Linux guest costs, beside QEMU microvm",
     "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
+<<<<<<< Updated upstream
     "throughput": "messages and bytes a second between guests, beside host processes and libraries",
+=======
+    "network-linux": "TCP between two Linux guests, beside QEMU with taps on a Linux bridge",
+>>>>>>> Stashed changes
 }
-"""hostd.bench.NAME, and what `hostd bench --help` says of it"""
+"""hostd.bench.NAME (with _ for -), and what `hostd bench --help` says of it"""
 
 
 class Benchmark(Protocol):
@@ -33,4 +37,4 @@ class Benchmark(Protocol):
 
 def load(name: str) -> Benchmark:
     """Return the benchmark `name`, one of MODULES."""
-    return cast(Benchmark, importlib.import_module(f"hostd.bench.{name}"))
+    return cast(Benchmark, importlib.import_module(f"hostd.bench.{name.replace('-', '_')}"))
