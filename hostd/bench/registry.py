@@ -14,11 +14,8 @@ MODULES = {
     "disks": "one file that several Linux guests read: pmem with DAX beside virtio-blk",
     "memory": "what a Linux guest costs, beside QEMU microvm",
     "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
-<<<<<<< Updated upstream
-    "throughput": "messages and bytes a second between guests, beside host processes and libraries",
-=======
     "network-linux": "TCP between two Linux guests, beside QEMU with taps on a Linux bridge",
->>>>>>> Stashed changes
+    "throughput": "messages and bytes a second between guests, beside host processes and libraries",
 }
 """hostd.bench.NAME (with _ for -), and what `hostd bench --help` says of it"""
 
