@@ -17,6 +17,7 @@
 #define FRAME_PIECES 20             /* 64 KiB in pages, and the ends */
 #define FRAME_BATCH 64              /* frames of one look at a port */
 #define OFFLOAD_SIZE 12             /* bytes of struct virtio_net_hdr_v1 */
+#define FRAME_UNDONE 0xffffull      /* of its first 8 bytes, as a number: `flags` and `gso_type`; 0 when all is done */
 
 struct frame {
     uint8_t ethernet[FRAME_HEADER];

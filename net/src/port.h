@@ -106,10 +106,10 @@ enum drop port_check_offload(const struct port *port, struct frame *frame);
 
 /*
  * May it come from there, by its size and its offload, which have been read? DROP_NONE, or why not. What a sender has no say
- * in is cleared.
+ * in is cleared. `undone`: flags and gso_type of the offload, 0 if nothing is undone.
  */
-static inline enum drop port_check(const struct port *port, struct frame *frame) {
-    if (__builtin_expect(frame->offload.flags | frame->offload.gso_type, 0))
+static inline enum drop port_check(const struct port *port, struct frame *frame, uint64_t undone) {
+    if (__builtin_expect(undone != 0, 0))
         return port_check_offload(port, frame);
     __builtin_memset(&frame->offload, 0, sizeof frame->offload);
     return frame->size <= port->max_frame ? DROP_NONE : DROP_OVERSIZE;

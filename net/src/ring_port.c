@@ -16,10 +16,11 @@
 enum { LINE_ROOM = SHM_LINE - RING_HEADER, FRAME_ROOM = LINE_ROOM - OFFLOAD_SIZE };
 
 /*
- * Lines that the peer has written, or read, are in its processor's cache. So many lines ahead they are asked for; of a long
- * message only the first, whose rest the processor foresees.
+ * Lines that are to be written are in the cache of the peer, who has read them: so many ahead they are asked for; of a long
+ * message only the first, whose rest the processor foresees. Lines that are to be read aren't asked for: they follow one
+ * another, which the processor foresees, too, and those not yet written would be taken away from who writes them.
  */
-enum { READ_AHEAD = 12, READ_LINES = 4, WRITE_AHEAD = 8, WRITE_LINES = 4 };
+enum { WRITE_AHEAD = 16, WRITE_LINES = 4 };
 
 struct ring_port {
     struct port port;
@@ -29,7 +30,6 @@ struct ring_port {
     void *guarded[2];           /* a port's rings are its own, their region need not be */
     int space_bell, data_bell;  /* the peer's: room in `out`, frames in `in` */
     uint8_t sent;               /* since the last flush */
-    uint8_t busy;               /* the last look found many frames */
     uint32_t lost;              /* memory of a ring was taken away */
 };
 
@@ -56,18 +56,24 @@ static int check_memory(struct ring_port *rp) {
 /* --- from the peer --- */
 
 /* Makes a frame of a message, whose size is within the ring's limit: 1, or 0 for what is counted and passed over. */
-static int accept_frame(struct port *port, struct frame *frame, void *message, uint32_t size) {
-    if (size < OFFLOAD_SIZE + FRAME_HEADER) {
+static inline int accept_frame(struct port *port, struct frame *frame, char *message, uint32_t size) {
+    if (__builtin_expect(size < OFFLOAD_SIZE + FRAME_HEADER, 0)) {
         port_drop(port, DROP_RUNT);
         return 0;
     }
-    frame->size = size - OFFLOAD_SIZE;
-    memcpy(&frame->offload, message, OFFLOAD_SIZE);
-    memcpy(frame->ethernet, (char *)message + OFFLOAD_SIZE, FRAME_HEADER);
-    frame->pieces[0] = (struct iovec){(char *)message + OFFLOAD_SIZE, frame->size};
+    char *ethernet = message + OFFLOAD_SIZE;
+    /* The offload's first bytes, read once: flags and kind of segmentation are among them. */
+    typedef uint64_t __attribute__((may_alias)) word;
+    uint64_t undone = __atomic_load_n((const word *)message, __ATOMIC_RELAXED);
+    size -= OFFLOAD_SIZE;
+    frame->size = size;
     frame->piece_count = 1;
-    enum drop reason = port_check(port, frame);
-    if (reason)
+    frame->pieces[0] = (struct iovec){ethernet, size};
+    memcpy(frame->ethernet, ethernet, FRAME_HEADER);
+    memcpy(&frame->offload, &undone, sizeof undone);
+    memcpy((char *)&frame->offload + sizeof undone, message + sizeof undone, OFFLOAD_SIZE - sizeof undone);
+    enum drop reason = port_check(port, frame, undone & FRAME_UNDONE);
+    if (__builtin_expect(reason, 0))
         port_drop(port, reason);
     return !reason;
 }
@@ -84,13 +90,10 @@ static int ring_port_peek(struct port *port, struct frame *frames, int room) {
             break;
         if (result)
             return spoiled(rp, &cursor);
-        for (uint64_t line = 0; rp->busy && line < cursor.span && line < READ_LINES; line++)
-            __builtin_prefetch(ring_header(&cursor, cursor.position + READ_AHEAD + line));
-        count += accept_frame(port, &frames[count], (void *)message, size);
+        count += accept_frame(port, &frames[count], (char *)message, size);
         cursor.position += cursor.span;
     }
     rp->seen = cursor.position;
-    rp->busy = count >= FRAME_BATCH / 2;
     return count;
 }
 
@@ -108,12 +111,11 @@ static int ring_port_release(struct port *port) {
 
 /* Short copies in few steps, the last of which may overlap the one before. */
 static inline void copy(char *to, const char *from, uint32_t size) {
-    typedef struct { char bytes[16]; } piece;
     if (size > 256) {
         ring_copy(to, from, size);
     } else if (size >= 16) {
         for (uint32_t at = 0; at + 16 < size; at += 16)
-            __builtin_memcpy(to + at, from + at, sizeof(piece));
+            __builtin_memcpy(to + at, from + at, 16);
         __builtin_memcpy(to + size - 16, from + size - 16, 16);
     } else if (size >= 8) {
         uint64_t first, last;
@@ -126,19 +128,20 @@ static inline void copy(char *to, const char *from, uint32_t size) {
 }
 
 /* As ring_fill: the line that the peer polls comes last, in one go. Source and size have been bounded. */
-static void fill(char *message, const struct frame *frame) {
-    uint32_t size = frame->size - FRAME_HEADER;
-    const uint32_t first = FRAME_ROOM - FRAME_HEADER;
-    if (frame->piece_count == 1) {
+static inline void fill(char *message, const struct frame *frame) {
+    const uint32_t size = frame->size - FRAME_HEADER, first = FRAME_ROOM - FRAME_HEADER;
+    char *to = message + OFFLOAD_SIZE + FRAME_HEADER;
+    if (__builtin_expect(frame->piece_count == 1, 1)) {
         const char *from = (const char *)frame->pieces[0].iov_base + FRAME_HEADER;
         if (size > first) {
-            copy(message + LINE_ROOM, from + first, size - first);
-            size = first;
+            copy(to + first, from + first, size - first);
+            __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
+            __builtin_memcpy(to, from, FRAME_ROOM - FRAME_HEADER);
+        } else {
+            copy(to, from, size);
         }
-        __atomic_signal_fence(__ATOMIC_SEQ_CST); /* The compiler keeps the order. */
-        copy(message + OFFLOAD_SIZE + FRAME_HEADER, from, size);
     } else {
-        frame_copy(frame, FRAME_HEADER, message + OFFLOAD_SIZE + FRAME_HEADER, size);
+        frame_copy(frame, FRAME_HEADER, to, size);
     }
     memcpy(message, &frame->offload, OFFLOAD_SIZE);
     memcpy(message + OFFLOAD_SIZE, frame->ethernet, FRAME_HEADER);
@@ -162,8 +165,10 @@ static int ring_port_send_many(struct port *port, const struct frame *frames, in
         fill(message, &frames[sent]);
         ring_publish(&ring, ring.position, size);
         ring.position += ring.span;
-        for (uint64_t line = 0; line < ring.span && line < WRITE_LINES; line++)
+        for (uint64_t line = 2; __builtin_expect(line < ring.span && line < WRITE_LINES, 0); line++)
             shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD + line));
+        shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD));
+        shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD + 1));
     }
     shm_store64(&ring.shared->tail, ring.position);
     rp->in = ring;

@@ -185,7 +185,7 @@ int frames_take(struct vring_queue *ring, struct frame *frames, int room, struct
             }
         }
         if (VRING_LIKELY(reason == DROP_NONE))
-            reason = port_check(port, frame);
+            reason = port_check(port, frame, frame->offload.flags | frame->offload.gso_type);
         if (VRING_LIKELY(reason == DROP_NONE))
             kept++;
         else
