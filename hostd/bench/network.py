@@ -11,8 +11,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Any
 
 from hostd.bench import BenchError
+from hostd.bench.network_copy import Copier
+from hostd.bench.network_spinner import Spinner
 from hostd.bench.network_switch import MACS, Switch
 from hostd.bench.network_testpmd import Testpmd, huge_pages, missing
 from hostd.bench.network_traffic import QUEUE, Passed, Traffic
@@ -28,16 +31,17 @@ EXAMPLES = (
     "hostd bench network --rounds 10 --json",
     "hostd bench network --cpus 3,2 --size 1500",
 )
-PIECES = 4
+PIECES = 8
 """each way's time in a round comes in so many pieces, in turn with the others'"""
 SWEEP = (64, 128, 256, 512, 1024, 1514)
 NOBODY = b"\x02\0\0\0\0\x7f"
 """an address that no frame has"""
-LATENCY_ROUNDS = 50_000
+LATENCY_ROUNDS = 20_000
 WAYS = {
     "vhost": "hostd's switch, from vhost-user port to vhost-user port",
     "testpmd": "dpdk-testpmd in io mode, between two net_vhost ports",
     "ring": "hostd's switch, from ring port to ring port",
+    "copy": "a loop that copies each message from one ring to another one, and decides nothing",
     "ring_capture": "hostd's switch, from ring port to ring port, with a capture whose filter takes nothing",
 }
 
@@ -68,8 +72,8 @@ def _size(text: str) -> int:
 
 def _seconds(text: str) -> float:
     seconds = float(text)
-    if not 0.02 <= seconds <= 60:
-        raise argparse.ArgumentTypeError(f"{seconds} s; 0.02 to 60 are possible")
+    if not 0.05 <= seconds <= 60:
+        raise argparse.ArgumentTypeError(f"{seconds} s; 0.05 to 60 are possible")
     return seconds
 
 
@@ -111,6 +115,8 @@ class Bench:
 
     def set_up(self) -> None:
         """Start what forwards. Raises BenchError or NetError."""
+        copier = self.stack.enter_context(Copier(self.forwarder))  # Forked before there are threads.
+        self._spinner("copy", copier, self.stack.enter_context(Traffic.by_rings(copier.regions)))
         switch = self.stack.enter_context(Switch(self.forwarder))
         paths = [switch.vhost(name, mac) for name, mac in zip("ab", MACS, strict=True)]
         queues = self.stack.enter_context(Traffic.by_queues(paths))
@@ -136,16 +142,18 @@ class Bench:
         if without is not None:
             self.notes.append(f"{without}.")
         testpmd = self.stack.enter_context(Testpmd(self.forwarder, huge=without is None))
-        traffic = self.stack.enter_context(Traffic.by_queues(testpmd.paths))
-        plain = self._way(traffic, testpmd.pid)
+        self._spinner("testpmd", testpmd, self.stack.enter_context(Traffic.by_queues(testpmd.paths)))
+
+    def _spinner(self, name: str, spinner: Spinner, traffic: Traffic) -> None:
+        plain = self._way(traffic, spinner.pid)
         plain(64, 0.02)  # Until it has come up.
-        testpmd.pause()
+        spinner.pause()
 
         def awake(size: int, seconds: float) -> Passed:
-            with testpmd.running():
+            with spinner.running():
                 return plain(size, seconds)
 
-        self.ways["testpmd"] = awake
+        self.ways[name] = awake
 
     def _way(self, traffic: Traffic, pid: int) -> Callable[[int, float], Passed]:
         return lambda size, seconds: traffic.run(self.clients, pid, size, seconds)
@@ -163,7 +171,7 @@ class Bench:
 
     def sweep(self, seconds: float, tell: Tell) -> list[Series]:
         """Return each one's rates by the size of frames."""
-        names = [name for name in self.ways if name != "ring_capture"]
+        names = [name for name in WAYS if name in self.ways and name != "ring_capture"]
         rates: dict[str, list[float]] = {name: [] for name in names}
         for size in SWEEP:
             tell(f"frames of {size} bytes")
@@ -189,33 +197,24 @@ def _latencies(forwarder: int, clients: int, messages: int) -> tuple[list[Measur
     if kind not in (KvmKind.UNIKERNEL, KvmKind.FULL):
         return (
             [],
-            f"latencies are left out: there is no KVM here that runs guests ({kind.value}); `hostd doctor` says more.",
+            f"Latencies are left out: there is no KVM here that runs guests ({kind.value}); `hostd doctor` tells.",
         )
     from hostd.bench import network_latency as latency
 
-    both = (clients, forwarder)
-    measurements = [
-        Measurement(
-            "a message between two guests", lambda: {"bare": latency.measure(latency.bare_tables(messages, both)) / 2}
-        ),
-        Measurement(
-            "a frame from one port of a guest to its other one",
-            lambda: {"cross": latency.measure(latency.cross_tables(messages, both), forwarder)},
-        ),
-    ]
-    others = [cpu for cpu in sorted(os.sched_getaffinity(0)) if cpu not in both]
+    def way(name: str, tables: dict[str, Any]) -> Mapping[str, float]:
+        found = latency.measure(tables, forwarder)
+        return {name: found.through, f"{name}_bare": found.bare}
+
+    cross = latency.cross_tables(messages, clients, forwarder)
+    measurements = [Measurement("a frame from one port of a guest to its other one", lambda: way("cross", cross))]
+    others = [cpu for cpu in sorted(os.sched_getaffinity(0)) if cpu not in (clients, forwarder)]
     if len(others) < 2:
         return measurements, (
             "Guest to guest was measured as one guest that spins on both its ports, from one to the other: two guests "
             "and the switch, all spinning, take three processors, and one more for everything else."
         )
-    pair = (clients, others[0])
-    measurements.append(
-        Measurement(
-            "a frame between two guests",
-            lambda: {"pair": latency.measure(latency.pair_tables(messages, pair), forwarder) / 2},
-        )
-    )
+    pair = latency.pair_tables(messages, clients, others[0])
+    measurements.append(Measurement("a frame between two guests", lambda: way("pair", pair)))
     return measurements, None
 
 
@@ -250,7 +249,7 @@ def _rates(report: Report, found: Mapping[str, list[float]], size: int) -> None:
     for name, text in WAYS.items():
         if name not in found:
             continue
-        baseline = name == "testpmd"
+        baseline = name in ("testpmd", "copy")
         report.add(name, found[name], "frames/s", way.format(text), better="higher", baseline=baseline)
         how = way.format(f"{text}; a second of the forwarder's processor time")
         per_cpu[name] = report.add(
@@ -258,29 +257,30 @@ def _rates(report: Report, found: Mapping[str, list[float]], size: int) -> None:
         )
     if "testpmd" in per_cpu:
         report.compare("vhost/testpmd", per_cpu["vhost"], per_cpu["testpmd"], at_least=0.7)
+        report.compare("ring/testpmd", per_cpu["ring"], per_cpu["testpmd"])
     report.compare("ring/vhost", per_cpu["ring"], per_cpu["vhost"], at_least=2.0)
+    report.compare("ring/copy", per_cpu["ring"], per_cpu["copy"])
     report.compare("time of a frame, capture/none", per_cpu["ring"], per_cpu["ring_capture"], at_most=1.2)
 
 
 def _times(report: Report, found: Mapping[str, list[float]]) -> None:
-    if "bare" not in found:
-        return
-    size = "64 bytes and its header of 12, median; everybody spins"
-    bare = report.add(
-        "channel_latency",
-        found["bare"],
-        "ns",
-        f"half a round trip of a bare channel between two guests: {size}",
-        baseline=True,
-    )
+    size = "64 bytes behind its header of 12, median; everybody spins"
     texts = {
-        "cross": ("switch_latency", "from one ring port of a guest through the switch to its other one: a frame of"),
-        "pair": ("pair_latency", "half a round trip from guest to guest and back through the switch: a frame of"),
+        "cross": "from one ring port of a guest through the switch to its other one",
+        "pair": "half a round trip from guest to guest and back through the switch",
     }
-    for key, (name, text) in texts.items():
-        if key in found:
-            figure = report.add(name, found[key], "ns", f"{text} {size}")
-            report.compare(f"{name}/channel_latency", figure, bare, at_most=3.0)
+    for name, text in texts.items():
+        if name not in found:
+            continue
+        latency = report.add(f"{name}_latency", found[name], "ns", f"{text}: a frame of {size}")
+        bare = report.add(
+            f"{name}_bare_latency",
+            found[f"{name}_bare"],
+            "ns",
+            f"half a round trip of a bare channel to another guest, in turn with {name}_latency: {size}",
+            baseline=True,
+        )
+        report.compare(f"{name}_latency/bare", latency, bare, at_most=3.0)
 
 
 def _bounds(bench: Bench, forwarder: int, clients: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""How long a frame takes from guest to guest, everybody spinning, and a message of the bare channel beside it.
+"""How long a frame takes from guest to guest, everybody awake, beside a message of the bare channel in the same guest.
 
 Who spins needs a processor: with two of them, one guest that has both ports, and the switch.
 """
@@ -6,7 +6,8 @@ Who spins needs a processor: with two of them, one guest that has both ports, an
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,53 +20,59 @@ from hostd.supervisor.supervisor import Supervisor
 PROGRAM = Path(__file__).resolve().parent / "guests" / "frame_latency.c"
 RING_SIZE, MESSAGE = "256KiB", 12 + 1518
 """as a cluster's network gives them to its guests"""
-CROSS = {"left-out": "send", "left-in": "receive", "right-out": "send", "right-in": "receive"}
-LEFT = {"left-out": "send", "left-in": "receive"}
-RIGHT = {"right-out": "send", "right-in": "receive"}
 SIDES = ("left", "right")
+ASKS, ANSWERS = {"ask": "send", "answer": "receive"}, {"answer": "send", "ask": "receive"}
 FRAME = 64
 """bytes of the frame that is measured"""
 
 Tables = dict[str, Any]
 
 
-def cross_tables(rounds: int, cpus: Sequence[int]) -> Tables:
-    """Return the cluster of one guest, on the first of `cpus`, that has both ports."""
-    guest = _guest("cross", rounds, cpus[0], CROSS)
-    return _tables({"cross": guest}, {side: (f"{side}-out", f"{side}-in") for side in SIDES})
+@dataclass(frozen=True)
+class Latency:
+    """Medians in ns: one way through the switch, and one way of the bare channel (half a round trip)."""
+
+    through: float
+    bare: float
 
 
-def pair_tables(rounds: int, cpus: Sequence[int]) -> Tables:
-    """Return the cluster of two guests, on the first two of `cpus`, that have a port each."""
-    guests = {
-        "ping": _guest("ping", rounds, cpus[0], LEFT),
-        "pong": _guest("pong", rounds, cpus[1], RIGHT),
-    }
-    return _tables(guests, {side: (f"{side}-out", f"{side}-in") for side in SIDES})
+def cross_tables(messages: int, guest_cpu: int, switch_cpu: int) -> Tables:
+    """Return the cluster of one guest that has both ports; who answers on the bare channel is where the switch is."""
+    ways = {"left-out": "send", "right-in": "receive", "right-out": "send", "left-in": "receive"}
+    return _tables(
+        {
+            "cross": _guest("cross", messages, guest_cpu, ways | ASKS),
+            "echo": _guest("echo", messages, switch_cpu, ANSWERS),
+        }
+    )
 
 
-def bare_tables(rounds: int, cpus: Sequence[int]) -> Tables:
-    """Return the cluster of two guests, on the first two of `cpus`, joined by two channels and no switch."""
-    ways = {"left-out": "send", "right-out": "receive"}
-    guests = {
-        "ping": _guest("ping-bare", rounds, cpus[0], ways),
-        "pong": _guest("pong-bare", rounds, cpus[1], {"left-out": "receive", "right-out": "send"}),
-    }
-    return _tables(guests, {"link": ("left-out", "right-out")})
+def pair_tables(messages: int, ping_cpu: int, pong_cpu: int) -> Tables:
+    """Return the cluster of two guests that have a port each; who answers on the bare channel is where `pong` is."""
+    ping = {"left-out": "send", "left-in": "receive"}
+    pong = {"right-out": "send", "right-in": "receive"}
+    return _tables(
+        {
+            "ping": _guest("ping", messages, ping_cpu, ping | ASKS),
+            "pong": _guest("pong", messages, pong_cpu, pong),
+            "echo": _guest("echo", messages, pong_cpu, ANSWERS),
+        }
+    )
 
 
-def _guest(role: str, rounds: int, cpu: int, channels: Mapping[str, str]) -> Tables:
+def _guest(role: str, messages: int, cpu: int, channels: Mapping[str, str]) -> Tables:
     return {
         "program": str(PROGRAM),
-        "args": [role, str(rounds), str(FRAME)],
+        "args": [role, str(messages), str(FRAME)],
         "memory": "16MiB",
         "cpu": cpu,
         "channels": dict(channels),
     }
 
 
-def _tables(guests: Tables, regions: Mapping[str, Sequence[str]]) -> Tables:
+def _tables(guests: Tables) -> Tables:
     ring = {"size": RING_SIZE, "max_message": MESSAGE}
+    regions = {side: (f"{side}-out", f"{side}-in") for side in SIDES} | {"bare": ("ask", "answer")}
     return {
         "cluster": {"name": f"bench-latency-{os.getpid()}"},
         "region": {region: {} for region in regions},
@@ -74,13 +81,8 @@ def _tables(guests: Tables, regions: Mapping[str, Sequence[str]]) -> Tables:
     }
 
 
-def measure(tables: Tables, switch_cpu: int | None = None) -> float:
-    """Run a cluster; return the median that its first guest reports, in ns. Raises BenchError.
-
-    With `switch_cpu`, a switch on that processor has the regions `left` and `right` as ports.
-    """
-    if switch_cpu is None:
-        return _median(run(from_tables(Path("bench.toml").resolve(), tables)))
+def measure(tables: Tables, switch_cpu: int) -> Latency:
+    """Run a cluster whose regions `left` and `right` are ports of a switch on `switch_cpu`. Raises BenchError."""
     with Switch(switch_cpu) as switch:
 
         async def join(supervisor: Supervisor) -> None:
@@ -88,12 +90,11 @@ def measure(tables: Tables, switch_cpu: int | None = None) -> float:
                 region = supervisor.regions.region(side)
                 switch.join(side, region, out=f"{side}-out", into=f"{side}-in", mac=mac)
 
-        return _median(run(from_tables(Path("bench.toml").resolve(), tables), join))
-
-
-def _median(result: dict[str, Any]) -> float:
+        result = run(from_tables(Path("bench.toml").resolve(), tables), join)
     guests = result["guests"]
     if not result["ok"]:
         said = [f"{name}: {guest['message']}" for name, guest in guests.items() if guest["outcome"] != "exit"]
         raise BenchError(f"the guests whose latency is measured did not end well: {'; '.join(said)}")
-    return float(next(guest["reports"]["ns_p50"] for guest in guests.values() if "ns_p50" in guest["reports"]))
+    reports = next(guest["reports"] for guest in guests.values() if "bare_ns_p50" in guest["reports"])
+    ways = 2 if "pong" in guests else 1
+    return Latency(reports["switch_ns_p50"] / ways, reports["bare_ns_p50"] / 2)

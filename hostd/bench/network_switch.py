@@ -44,12 +44,12 @@ class Switch:
         """Add a vhost-user port; return the path of its socket."""
         return str(self._client.call(requests.add_vhost(name, mac=mac))["path"])
 
-    def ring(self, name: str, mac: bytes) -> shm.Region:
+    def ring(self, name: str, mac: bytes, **port: Any) -> shm.Region:
         """Add a ring port whose rings, `out` and `in`, lie in the region that is returned."""
         rings = [shm.ChannelSpec(way, size=RING_SIZE, max_message=MESSAGE) for way in ("out", "in")]
         region = shm.Region.create(f"{self.name}.{name}", channels=rings, backing="memfd", serve=False)
         self._regions.callback(region.close)
-        self.join(name, region, mac=mac)
+        self.join(name, region, mac=mac, **port)
         return region
 
     def join(self, name: str, region: shm.Region, **port: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,11 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from hostd.bench.network_spinner import Spinner
+
 PROGRAM = "dpdk-testpmd"
 PACKAGES = "dpdk-dev librte-net-vhost23 librte-mempool-ring23"
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
-NEEDED = 64
-"""huge pages: 128 MiB"""
+NEEDED = 56
+"""huge pages: 112 MiB"""
 KEEPER = """
 read before < "$1"
 echo $((before + $2)) > "$1"
@@ -70,7 +71,7 @@ def huge_pages() -> Iterator[str | None]:
             keeper.wait()
 
 
-class Testpmd:
+class Testpmd(Spinner):
     """testpmd, `pid`, with the sockets `paths` of its two ports. A context manager; the process is gone afterwards."""
 
     def __init__(self, cpu: int, *, huge: bool) -> None:
@@ -107,19 +108,6 @@ class Testpmd:
             stderr=subprocess.DEVNULL,
         )
         self.pid = self._process.pid
-
-    def pause(self) -> None:
-        """Have it use no processor: it never sleeps by itself."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[None]:
-        """Have it run meanwhile."""
-        os.kill(self.pid, signal.SIGCONT)
-        try:
-            yield
-        finally:
-            self.pause()
 
     def _end(self) -> None:
         self._process.kill()

@@ -93,6 +93,11 @@ class Traffic:
         way.out_bell, way.in_bell = out_region.bells[out.data_bell], in_region.bells[into.space_bell]
         return traffic
 
+    @property
+    def sent(self) -> int:
+        """Frames that were sent so far."""
+        return int(self._way.sent)
+
     def run(self, cpu: int, forwarder: int, size: int, seconds: float) -> Passed:
         """Send and take frames of `size` bytes on the processor `cpu` for so long, through the process `forwarder`.
 

@@ -1,24 +1,34 @@
 /*
- * frame_latency.c: how long a frame takes, with everybody awake.
+ * frame_latency.c: how long a frame takes through a switch, and a message of the bare channel, with everybody awake.
  *
- * Arguments: ROLE ROUNDS SIZE: rounds that are measured, after a tenth as many to warm up; bytes of a frame. The channels are
- * a ring port's rings, whose messages are an offload header and a frame, or one channel each way between two guests.
+ * Arguments: ROLE ROUNDS SIZE: rounds that are measured, bytes of a frame. A ring port's rings are channels here, whose
+ * messages are an offload header and a frame.
  *
- *     cross   sends on `left-out` and waits on `right-in`: the time from one port of this guest to its other one
+ *     cross   sends on `left-out` and waits on `right-in`: from one port of this guest to its other one
  *     ping    sends on `left-out` and waits on `left-in` for the answer of
  *     pong    who answers on `right-out` what comes on `right-in`
+ *     echo    answers on `answer` what comes on `ask`, where nobody is between: the bare channel
  *
- * With `-bare` behind ping or pong, two guests without a switch between them: ping sends on `left-out`, pong on `right-out`.
+ * cross and ping go by the switch and by the bare channel in turn, some hundred messages each, so that both are measured at
+ * the same speed of the machine. Who answers, and the switch, sleep while they have nothing to do for a while, for they may
+ * share a processor; the first messages of each turn, which wake them, are not counted.
  *
- * Reports of cross, for one way, and of ping, for a round trip: ns_p50 and other percentiles. All wait spinning.
+ * Reports of cross and ping: switch_ns_p50 (a way of cross, a round trip of ping), bare_ns_p50 (a round trip); p99, max.
  */
 #include "guest.h"
 
 enum { OFFLOAD = 12, MAC = 6, ETHERNET = 14, NUMBER = OFFLOAD + ETHERNET, ROOM = 2048 };
 static const unsigned char LEFT[MAC] = {2, 0, 0, 0, 0, 10}, RIGHT[MAC] = {2, 0, 0, 0, 0, 11};
-static const uint64_t FIRST_LIMIT_NS = 100000000, START_NS = 60000000000, LAST = ~0ull;
+enum { TURN = 500, TURN_WARM_UP = 300 };
+static const uint64_t FIRST_LIMIT_NS = 100000000, START_NS = 60000000000, SPIN_NS = 100000, LAST = ~0ull;
 
-static struct channel to, from;
+/* One way that messages go and come back. */
+struct way {
+    struct channel to, from;
+    uint32_t *ticks;
+    uint64_t number;
+};
+
 static unsigned char message[ROOM], answer[ROOM];
 static size_t size;
 
@@ -33,18 +43,18 @@ static void sort(uint32_t *v, size_t count) {
         }
 }
 
-static void send(uint64_t number) {
+static void send(struct way *way, uint64_t number) {
     memcpy(message + NUMBER, &number, sizeof number);
-    channel_must(&to, channel_send(&to, message, size, GUEST_NO_LIMIT));
+    channel_must(&way->to, channel_send(&way->to, message, size, GUEST_NO_LIMIT));
 }
 
 /* The message of that number: 1, or 0 if it doesn't come in time. Older ones are passed over. */
-static int receive(uint64_t number, uint64_t limit_ns) {
+static int receive(struct way *way, uint64_t number, uint64_t limit_ns) {
     for (;;) {
-        int64_t got = channel_receive(&from, answer, sizeof answer, limit_ns);
+        int64_t got = channel_receive(&way->from, answer, sizeof answer, limit_ns);
         if (got == CHANNEL_TIMEOUT)
             return 0;
-        channel_must(&from, got);
+        channel_must(&way->from, got);
         uint64_t found;
         memcpy(&found, answer + NUMBER, sizeof found);
         if ((size_t)got != size || found > number)
@@ -54,57 +64,78 @@ static int receive(uint64_t number, uint64_t limit_ns) {
     }
 }
 
-static void measure(size_t rounds) {
-    static const struct { const char *name; unsigned per_mille; } points[] = {
-        {"ns_p50", 500}, {"ns_p90", 900}, {"ns_p99", 990}, {"ns_max", 1000}};
-    uint32_t *ticks = guest_alloc(rounds * sizeof *ticks, 64);
-    if (!ticks)
-        guest_fail("no memory for %zu samples; give this guest more memory", rounds);
-    uint64_t number = 0, start = guest_now_ns();
-    do { /* The other side may not be there yet. */
-        if (guest_now_ns() - start > START_NS)
-            guest_fail("no message came through in 60 s");
-        send(++number);
-    } while (!receive(number, FIRST_LIMIT_NS));
-    for (size_t i = 0; i < rounds + rounds / 10; i++) {
-        uint64_t before = guest_ticks();
-        send(++number);
-        receive(number, GUEST_NO_LIMIT);
-        uint64_t took = guest_ticks() - before;
-        if (i >= rounds / 10)
-            ticks[i - rounds / 10] = took < UINT32_MAX ? (uint32_t)took : UINT32_MAX;
-    }
-    sort(ticks, rounds);
-    report("rounds", rounds);
-    for (size_t i = 0; i < sizeof points / sizeof *points; i++)
-        report(points[i].name, guest_ticks_to_ns(ticks[(rounds - 1) * points[i].per_mille / 1000]));
+static void open_way(struct way *way, const char *to, const char *from, uint64_t spin_ns) {
+    channel_must_open(&way->to, to);
+    channel_must_open(&way->from, from);
+    channel_spin(&way->from, spin_ns);
 }
 
-static void pong(void) {
+/* The other side may not be there yet. */
+static void begin(struct way *way, size_t rounds) {
+    uint64_t start = guest_now_ns();
+    way->ticks = guest_alloc(rounds * sizeof *way->ticks, 64);
+    if (!way->ticks)
+        guest_fail("no memory for %zu samples; give this guest more memory", rounds);
+    do {
+        if (guest_now_ns() - start > START_NS)
+            guest_fail("no message came through in 60 s");
+        send(way, ++way->number);
+    } while (!receive(way, way->number, FIRST_LIMIT_NS));
+}
+
+static void turn(struct way *way, size_t at, size_t count) {
+    for (size_t i = 0; i < TURN_WARM_UP + count; i++) {
+        uint64_t before = guest_ticks();
+        send(way, ++way->number);
+        receive(way, way->number, GUEST_NO_LIMIT);
+        uint64_t took = guest_ticks() - before;
+        if (i >= TURN_WARM_UP)
+            way->ticks[at + i - TURN_WARM_UP] = took < UINT32_MAX ? (uint32_t)took : UINT32_MAX;
+    }
+}
+
+static void report_way(const struct way *way, const char *const names[3], size_t rounds) {
+    static const unsigned per_mille[] = {500, 990, 1000};
+    sort(way->ticks, rounds);
+    for (size_t i = 0; i < 3; i++)
+        report(names[i], guest_ticks_to_ns(way->ticks[(rounds - 1) * per_mille[i] / 1000]));
+}
+
+static void measure(struct way *through, struct way *bare, size_t rounds) {
+    begin(through, rounds);
+    begin(bare, rounds);
+    for (size_t at = 0; at < rounds; at += TURN) {
+        size_t count = rounds - at < TURN ? rounds - at : TURN;
+        turn(through, at, count);
+        turn(bare, at, count);
+    }
+    report("rounds", rounds);
+    report_way(through, (const char *const[]){"switch_ns_p50", "switch_ns_p99", "switch_ns_max"}, rounds);
+    report_way(bare, (const char *const[]){"bare_ns_p50", "bare_ns_p99", "bare_ns_max"}, rounds);
+}
+
+static void reply(struct way *way) {
     uint64_t number, count = 0;
     do {
-        int64_t got = channel_receive(&from, message, sizeof message, GUEST_NO_LIMIT);
-        channel_must(&from, got);
+        int64_t got = channel_receive(&way->from, message, sizeof message, GUEST_NO_LIMIT);
+        channel_must(&way->from, got);
         memcpy(&number, message + NUMBER, sizeof number);
         memcpy(message + OFFLOAD, LEFT, MAC);
         memcpy(message + OFFLOAD + MAC, RIGHT, MAC);
         if (number != LAST)
-            channel_must(&to, channel_send(&to, message, (size_t)got, GUEST_NO_LIMIT));
+            channel_must(&way->to, channel_send(&way->to, message, (size_t)got, GUEST_NO_LIMIT));
         count++;
     } while (number != LAST);
     report("answered", count);
 }
 
 int main(int argc, char **argv) {
-    static const struct { const char *role, *to, *from; } roles[] = {
-        {"cross", "left-out", "right-in"},      {"ping", "left-out", "left-in"},        {"pong", "right-out", "right-in"},
-        {"ping-bare", "left-out", "right-out"}, {"pong-bare", "right-out", "left-out"},
-    };
-    size_t role = 0;
-    while (argc == 4 && role < sizeof roles / sizeof *roles && strcmp(argv[1], roles[role].role) != 0)
-        role++;
-    if (argc != 4 || role == sizeof roles / sizeof *roles)
-        guest_fail("usage: %s cross|ping|pong|ping-bare|pong-bare ROUNDS SIZE", argv[0]);
+    static struct way through, bare;
+    const char *role = argc == 4 ? argv[1] : "";
+    int crossing = strcmp(role, "cross") == 0, pinging = strcmp(role, "ping") == 0;
+    int ponging = strcmp(role, "pong") == 0, echoing = strcmp(role, "echo") == 0;
+    if (!(crossing | pinging | ponging | echoing))
+        guest_fail("usage: %s cross|ping|pong|echo ROUNDS SIZE", argv[0]);
     size_t rounds = strtoul(argv[2], NULL, 10);
     size = OFFLOAD + strtoul(argv[3], NULL, 10);
     if (!rounds || size < NUMBER + sizeof(uint64_t) || size > ROOM)
@@ -113,15 +144,16 @@ int main(int argc, char **argv) {
     memcpy(message + OFFLOAD + MAC, LEFT, MAC);
     message[OFFLOAD + 2 * MAC] = 0x88;
     message[OFFLOAD + 2 * MAC + 1] = 0xb5;
-    channel_must_open(&to, roles[role].to);
-    channel_must_open(&from, roles[role].from);
-    channel_spin(&from, CHANNEL_SPIN_ALWAYS);
-    int answers = strncmp(roles[role].role, "pong", 4) == 0;
-    if (answers)
-        pong();
-    else
-        measure(rounds);
-    if (!answers && strcmp(roles[role].role, "cross") != 0)
-        send(LAST);
+    if (ponging || echoing) {
+        open_way(&bare, ponging ? "right-out" : "answer", ponging ? "right-in" : "ask", SPIN_NS);
+        reply(&bare);
+        return 0;
+    }
+    open_way(&through, "left-out", crossing ? "right-in" : "left-in", CHANNEL_SPIN_ALWAYS);
+    open_way(&bare, "ask", "answer", CHANNEL_SPIN_ALWAYS);
+    measure(&through, &bare, rounds);
+    send(&bare, LAST);
+    if (pinging)
+        send(&through, LAST);
     return 0;
 }

@@ -29,12 +29,13 @@ ffibuilder.cdef("""
     void traffic_fill(struct traffic_queue *queue);
     int traffic_run(struct traffic *traffic, int forwarder, uint64_t warm_ns, uint64_t ns, uint64_t most_ns,
                     struct traffic_result *result);
+    int traffic_copy(void *from, void *to, uint64_t size, uint32_t max_message);
 """)
 ffibuilder.set_source(
     "hostd.bench.traffic._traffic",
-    '#include "traffic.h"\n',
-    sources=[str(HERE / "traffic.c")],
+    '#include "traffic.h"\n#include "copy.h"\n',
+    sources=[str(HERE / "traffic.c"), str(HERE / "copy.c")],
     include_dirs=[str(HERE), str(TREE / "shm" / "include")],
-    depends=[str(HERE / "traffic.h")],
+    depends=[str(HERE / "traffic.h"), str(HERE / "copy.h")],
     extra_compile_args=["-std=gnu11", "-O3", "-Wall", "-Wextra", "-Werror"],
 )
