@@ -12,7 +12,8 @@ from hostd.boot.descriptors import system_page
 from hostd.boot.elf import PF_W, PF_X, Image
 from hostd.boot.errors import ImageError
 from hostd.boot.paging import HUGE_PAGE, PAGE, PageTables
-from hostd.memory import Anonymous, Backing, Device, Hugetlb, RegionBacking, SharedFile, SlotTable, map_image
+from hostd.memory import Anonymous, Backing, Device, Hugetlb, RegionBacking, SharedFile, SlotTable
+from hostd.memory.images import copy_image, map_image
 from hostd.memory.table import Access
 
 CANONICAL_END = 1 << 47
@@ -42,6 +43,8 @@ class RamOptions:
     mergeable: bool = False
     thp: bool | None = None
     hugetlb: bool = False
+    copied: bool = False
+    """the image is copied into RAM of the guest's own, not mapped from its file"""
 
     def of_row(self) -> dict[str, Any]:
         return {"lock": self.lock, "prefault": self.prefault, "mergeable": self.mergeable, "thp": self.thp}
@@ -58,7 +61,10 @@ def map_rows(
     """Add the guest's rows to `table`; `descriptor` is the image file's."""
     row_options = options.of_row()
     table.add(places.low.start, places.low.size, Anonymous(), name="low", **row_options)
-    map_image(table, descriptor, image.segments)
+    if options.copied:
+        copy_image(table, descriptor, image.segments, **row_options)
+    else:
+        map_image(table, descriptor, image.segments)
     for span in places.ram:
         huge = _huge_part(span) if options.hugetlb else None
         for part in _parts(span, huge):

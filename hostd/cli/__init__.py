@@ -30,6 +30,7 @@ COMMANDS = {
     "build": "compile a C program into a unikernel",
     "lab": "run a command in a throw-away machine with a full KVM",
     "bench": "measure guests beside what else there is",
+    "density": "measure how many guests fit, and what each more costs",
     "doctor": "tell what this host can run, and what to do about the rest",
     "completion": "print shell completion for bash, zsh or tcsh",
 }

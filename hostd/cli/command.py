@@ -44,7 +44,7 @@ def load(name: str) -> ModuleType:
 
 def configure(parser: argparse.ArgumentParser, name: str, module: ModuleType) -> None:
     """Give `parser` the arguments of a command."""
-    if name not in ("bench", "completion", "lab"):
+    if name not in ("bench", "completion", "density", "lab"):
         parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     module.configure(parser)
 

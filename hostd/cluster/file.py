@@ -170,7 +170,7 @@ def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.
         cpus=tuple(table.cpu),
         regions=table.regions,
         channels=table.channels,
-        options={key: getattr(table, key) for key in ("lock", "prefault", "mergeable", "thp", "hugetlb")},
+        options={key: getattr(table, key) for key in ("lock", "prefault", "mergeable", "copied", "thp", "hugetlb")},
         slots=tuple(slots),
         log_limit=table.log_limit,
         linux=_linux(folder, name, table),

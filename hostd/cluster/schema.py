@@ -225,6 +225,7 @@ class GuestTable(Table):
     lock: bool = False
     prefault: bool = False
     mergeable: bool = False
+    copied: bool = False
     thp: bool | None = None
     hugetlb: bool = False
     slot: list[SlotTable] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hostd.doctor.check import Check, Status
 from hostd.doctor.kvm import check_capabilities, check_kvm
+from hostd.doctor.limits import check_guests
 from hostd.doctor.memory import (
     check_huge_pages,
     check_memlock,
@@ -24,6 +25,7 @@ CHECKS = (
     check_transparent,
     check_memlock,
     check_open_files,
+    check_guests,
     check_compiler,
 )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from hostd.memory._map import ffi
 from hostd.memory.backings import Anonymous, Image
@@ -73,6 +74,40 @@ def _map_segment(table: SlotTable, fd: int, segment: Segment, name: str, protect
     if end > file_end:
         rows.append(table.add(file_end, end - file_end, Anonymous(), name=f"{name}.bss", access=access))
     return rows
+
+
+def copy_image(
+    table: SlotTable, fd: int, segments: Iterable[Segment], *, name: str = "image", **options: Any
+) -> list[Row]:
+    """Add anonymous rows that hold what the segments say, copied from the program file `fd`; return them.
+
+    `options` are those of `SlotTable.add`. The guest may write to all rows: a row that is filled can't be read-only.
+    Raises as `map_image` does.
+    """
+    rows: list[Row] = []
+    try:
+        for number, segment in enumerate(segments):
+            start = segment.gpa // PAGE * PAGE
+            end = _up(segment.gpa + segment.memory_size)
+            if end > start:
+                rows.append(table.add(start, end - start, Anonymous(), name=f"{name}.{number}", **options))
+                _fill(table, fd, segment)
+    except Exception:
+        for row in rows:
+            table.remove(row)
+        raise
+    return rows
+
+
+def _fill(table: SlotTable, fd: int, segment: Segment) -> None:
+    view, done = table.view(segment.gpa, segment.file_size), 0
+    while done < segment.file_size:
+        got = os.preadv(fd, [view[done:]], segment.file_offset + done)
+        if not got:
+            raise SlotError(
+                f"segment at {segment.gpa:#x}: its bytes end behind the end of the file, which is truncated"
+            )
+        done += got
 
 
 def _mapped(backing: Image, segment: Segment, start: int, end: int, access: Access) -> Mapping:

@@ -74,12 +74,12 @@ class Fleet:
 
     # --- starting ----------------------------------------------------------------------------------------------
 
-    def start(self) -> None:
-        """Begin to start all guests that wait; `wait_started` tells when they are."""
-        self._spawn(self._start_all())
+    def start(self, runs: Iterable[GuestRun] | None = None) -> None:
+        """Begin to start those of `runs` (default: all) that wait; `wait_started` tells when they are."""
+        self._spawn(self._start_all(list(self.runs.values() if runs is None else runs)))
 
-    async def _start_all(self) -> None:
-        for run in self.runs.values():
+    async def _start_all(self, runs: Iterable[GuestRun]) -> None:
+        for run in runs:
             if run.state != "waiting":
                 continue
             if run.plan.after:
@@ -379,9 +379,9 @@ class Fleet:
             async with asyncio.timeout(grace):
                 await self.wait_finished([run for run, done in zip(running, asked, strict=True) if done])
 
-    async def wait_started(self) -> None:
-        """Wait until every guest runs or has ended, or one could not be started."""
-        for run in self.runs.values():
+    async def wait_started(self, runs: Iterable[GuestRun] | None = None) -> None:
+        """Wait until every one of `runs` (default: all) runs or has ended, or one could not be started."""
+        for run in self.runs.values() if runs is None else runs:
             while not run.ready.is_set() and self.failed_start is None:
                 await self._change.wait()
 

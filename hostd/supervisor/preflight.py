@@ -17,6 +17,7 @@ from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.model import Cluster, Guest, Linux, Network, Slot
 from hostd.cluster.plan import Plan
 from hostd.cluster.plan import plan as make_plan
+from hostd.doctor.limits import too_tight
 from hostd.doctor.probe import KvmKind, examine
 from hostd.kvm import NoKvmError, System
 from hostd.memory.layout import HOLES
@@ -31,6 +32,9 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
     Raises ClusterFileError, ImageError and BuildError, each one sentence.
     """
     plan = make_plan(cluster)
+    tight = too_tight(len(plan.guests))
+    if tight is not None:
+        raise ClusterFileError(f"{cluster.path}: {tight}")
     try:
         unikernels = [guest for guest in cluster.guests.values() if guest.linux is None]
         images = read_images(unikernels)

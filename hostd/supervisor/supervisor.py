@@ -63,8 +63,8 @@ class Supervisor:
 
     # --- coming up ---------------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
-        """Bring the cluster up and begin to start its guests.
+    async def start(self, *, guests: bool = True) -> None:
+        """Bring the cluster up and begin to start its guests; without `guests`, that is left to `fleet.start`.
 
         Raises ClusterRunningError, SupervisorError, ClusterFileError, shm.ShmError or OSError; call `close` then too.
         """
@@ -84,7 +84,8 @@ class Supervisor:
         await self.networks.start()
         self._save()
         await self._serve()
-        self.fleet.start()
+        if guests:
+            self.fleet.start()
 
     async def adopt(self, state: dict[str, Any]) -> None:
         """Take over the cluster of a supervisor that died, whose folder has been attached and had this `state`.
@@ -109,6 +110,11 @@ class Supervisor:
         self._save()
         await self._serve()
         self.fleet.start()
+
+    @property
+    def warm_pid(self) -> int | None:
+        """The process of the warm parent, if this supervisor started it."""
+        return None if self._warm_child is None else self._warm_child.pid
 
     def redirect_output(self) -> None:
         """Write this process's output, and its children's, to the cluster's folder."""

@@ -45,15 +45,16 @@ def map_guest(
     """
     row_options = options.of_row()
     for name, segment in _named(kernel):
-        if ram.shared and segment.flags & PF_W:
+        if options.copied or (ram.shared and segment.flags & PF_W):
             _copy_segment(table, kernel_fd, segment, name, ram, row_options)
         else:
             _map_segment(table, kernel_fd, segment, name, ram, row_options)
     if initrd_fd is not None and places.initrd.size:
         start = places.initrd.start
-        backing = ram.at(start) if ram.shared else Image(initrd_fd)
+        copied = options.copied or ram.shared
+        backing = ram.at(start) if copied else Image(initrd_fd)
         table.add(start, places.initrd.size, backing, name="initrd", **row_options)
-        if ram.shared:
+        if copied:
             _copy(table, initrd_fd, 0, initrd_size, start)
         else:
             _clear(table, start + initrd_size, places.initrd.end)
