@@ -46,6 +46,7 @@ TYPES = """
         struct shm_config config; int role; uint64_t spin_ns; uint64_t sleeps; uint64_t late; uint64_t rings;
         const char *field; ...;
     };
+    struct end_progress { uint32_t sent; uint64_t bytes; uint64_t waited_ns; };
 """
 
 CALLS = """
@@ -58,14 +59,16 @@ CALLS = """
                         int role, const struct bell_device *device, int readonly);
     void end_close(struct shm_end *end, int tell);
     int end_send(struct shm_end *end, const char *data, uint64_t size, int64_t timeout_ns);
+    int end_send_many(struct shm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int64_t timeout_ns,
+                      struct end_progress *progress);
     int end_reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, uintptr_t *payload);
     int end_commit(struct shm_end *end, uint64_t size);
     int64_t end_receive(struct shm_end *end, char *data, uint64_t room, int64_t timeout_ns);
     int64_t end_peek(struct shm_end *end, int64_t timeout_ns, uintptr_t *payload);
     int end_release(struct shm_end *end);
     int end_join(struct shm_end *end, int64_t timeout_ns);
-    int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint32_t *sizes, uint32_t count,
-                             int64_t timeout_ns);
+    int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint64_t enough, uint32_t *sizes,
+                             uint32_t count, int64_t timeout_ns);
     uint64_t end_lost(const struct shm_end *end);
     uint32_t end_lane(const struct shm_end *end);
     int end_mark(void *region, uint64_t region_size, const struct shm_config *config, int role, uint32_t state);

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 class ShmError(Exception):
-    """A region or channel that can't be made, joined or used."""
+    """A region or channel that can't be made, joined or used.
+
+    `sent`: how many messages of a `Sender.send_many` had been sent before this one could not be.
+    """
+
+    sent = 0
 
 
 class RingError(ShmError):

@@ -15,6 +15,8 @@ static const int64_t FIRST_NAP_NS = 20000, LONGEST_NAP_NS = 1000000;
 /* How long a spin goes on before signals are looked after. */
 static const uint64_t SPIN_SLICE_NS = 200000000;
 static const unsigned LOOKS = 64; /* spins between two looks at clock and peer */
+/* Cells of messages that are received together are given back at every such part of the ring, and at the end. */
+static const uint64_t DRAIN_PARTS = 8;
 
 static uint64_t now_ns(void) {
     struct timespec now;
@@ -319,7 +321,8 @@ static int wait_for(const struct want *want, uint64_t *start, int64_t timeout_ns
 
 /* ---- sending ----------------------------------------------------------------------------------------------------------- */
 
-static int reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, void **payload) {
+/* *start becomes when it began to wait, if it did. */
+static int reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, void **payload, uint64_t *start) {
     if (end->role != END_SEND)
         return END_ROLE;
     if (size > end->config.max_message)
@@ -334,9 +337,8 @@ static int reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, void 
     if (over)
         return over;
     struct want want = {.end = end, .room = 1, .size = (uint32_t)size};
-    uint64_t start = 0;
     while ((result = ring_reserve(&end->ring, (uint32_t)size, payload)) == SHM_FULL) {
-        result = wait_for(&want, &start, timeout_ns);
+        result = wait_for(&want, start, timeout_ns);
         if (result)
             return result;
     }
@@ -349,7 +351,8 @@ int end_reserve(struct shm_end *end, uint64_t size, int64_t timeout_ns, uintptr_
     if (result)
         return result;
     void *at = NULL;
-    result = reserve(end, size, timeout_ns, &at);
+    uint64_t start = 0;
+    result = reserve(end, size, timeout_ns, &at, &start);
     *payload = (uintptr_t)at;
     leave(end);
     return result;
@@ -375,19 +378,46 @@ int end_commit(struct shm_end *end, uint64_t size) {
     return result;
 }
 
+static int send(struct shm_end *end, const char *data, uint64_t size, int64_t timeout_ns, uint64_t *start) {
+    void *payload;
+    int result = reserve(end, size, timeout_ns, &payload, start);
+    if (result)
+        return result;
+    if (end->config.kind == SHM_BROADCAST)
+        ring_copy(payload, data, size);
+    else
+        ring_fill(&end->ring, payload, data, (uint32_t)size);
+    commit(end, (uint32_t)size);
+    return SHM_OK;
+}
+
 int end_send(struct shm_end *end, const char *data, uint64_t size, int64_t timeout_ns) {
     int result = enter(end);
     if (result)
         return result;
-    void *payload;
-    result = reserve(end, size, timeout_ns, &payload);
-    if (!result) {
-        if (end->config.kind == SHM_BROADCAST)
-            ring_copy(payload, data, size);
-        else
-            ring_fill(&end->ring, payload, data, (uint32_t)size);
-        commit(end, (uint32_t)size);
+    uint64_t start = 0;
+    result = send(end, data, size, timeout_ns, &start);
+    leave(end);
+    return result;
+}
+
+int end_send_many(struct shm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int64_t timeout_ns,
+                  struct end_progress *progress) {
+    *progress = (struct end_progress){0};
+    int result = enter(end);
+    if (result)
+        return result;
+    uint64_t start = 0;
+    while (progress->sent < count) {
+        uint32_t size = sizes[progress->sent];
+        start = 0;
+        result = send(end, data + progress->bytes, size, timeout_ns, &start);
+        if (result)
+            break;
+        progress->sent++;
+        progress->bytes += size;
     }
+    progress->waited_ns = result && start ? now_ns() - start : 0;
     leave(end);
     return result;
 }
@@ -411,9 +441,18 @@ static void release(struct shm_end *end) {
         ring_bell(end);
 }
 
+/* What was met behind messages that were received together, and is told once only. */
+static int take_held(struct shm_end *end) {
+    int held = end->held;
+    end->held = SHM_OK;
+    return held;
+}
+
 static int64_t wait_and_peek(struct shm_end *end, int64_t timeout_ns, const void **payload) {
     if (end->role != END_RECEIVE || end->config.kind == SHM_BROADCAST)
         return END_ROLE;
+    if (__builtin_expect(end->held, 0))
+        return take_held(end);
     struct want want = {.end = end};
     uint64_t start = 0;
     uint32_t size;
@@ -446,7 +485,7 @@ static int64_t receive_broadcast(struct shm_end *end, char *data, uint64_t room,
 
 static int64_t receive(struct shm_end *end, char *data, uint64_t room, int64_t timeout_ns) {
     if (end->config.kind == SHM_BROADCAST && end->role == END_RECEIVE)
-        return receive_broadcast(end, data, room, timeout_ns);
+        return end->held ? take_held(end) : receive_broadcast(end, data, room, timeout_ns);
     const void *payload;
     int64_t size = wait_and_peek(end, timeout_ns, &payload);
     if (size < 0)
@@ -467,22 +506,63 @@ int64_t end_receive(struct shm_end *end, char *data, uint64_t room, int64_t time
     return size;
 }
 
-int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint32_t *sizes, uint32_t count, int64_t timeout_ns) {
+/*
+ * What is in a ring already, as long as it fits and there are not `enough` bytes: of one message, `used` are there before. The
+ * cells are given back together, so that the sender's look at `head` finds many at a time, and the line changes hands less often.
+ */
+static uint32_t drain(struct shm_end *end, char *data, uint64_t room, uint64_t used, uint64_t enough, uint32_t *sizes,
+                      uint32_t count) {
+    struct ring *ring = &end->ring;
+    uint64_t begin = ring->position;
+    const void *payload;
+    uint32_t size, got = 1;
+    while (got < count && used < enough && ring_peek(ring, &payload, &size) == SHM_OK && size <= room - used) {
+        ring_copy(data + used, payload, size);
+        used += size;
+        sizes[got++] = size;
+        ring_pass(ring);
+        if (ring->position - begin > ring->mask / DRAIN_PARTS) {
+            begin = ring->position;
+            if (ring_give_back(ring))
+                ring_bell(end);
+        }
+    }
+    if (ring->position != begin && ring_give_back(ring))
+        ring_bell(end);
+    return got;
+}
+
+/* The same for lanes and broadcasts, message by message. */
+static uint32_t drain_others(struct shm_end *end, char *data, uint64_t room, uint64_t used, uint64_t enough,
+                             uint32_t *sizes, uint32_t count) {
+    uint32_t got = 1;
+    /* What doesn't fit stays in a lane; a broadcast would skip it. */
+    uint64_t least = end->config.kind == SHM_BROADCAST ? end->config.max_message : 0;
+    while (got < count && used < enough && room - used >= least) {
+        int64_t size = receive(end, data + used, room - used, 0);
+        if (size == SHM_E_CORRUPT)
+            end->held = SHM_E_CORRUPT; /* A lane that is spoiled is told of once. */
+        if (size < 0)
+            break; /* Anything else shows again at the next call. */
+        used += (uint64_t)size;
+        sizes[got++] = (uint32_t)size;
+    }
+    return got;
+}
+
+int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint64_t enough, uint32_t *sizes, uint32_t count,
+                         int64_t timeout_ns) {
     int busy = enter(end);
     if (busy)
         return busy;
-    int64_t result = 0;
-    uint32_t got = 0;
-    for (uint64_t used = 0; got < count; used += sizes[got++]) {
-        if (got && room - used < end->config.max_message)
-            break;
-        result = receive(end, data + used, room - used, got ? 0 : timeout_ns);
-        if (result < 0)
-            break; /* An error shows again at the next call; what came before it comes first. */
-        sizes[got] = (uint32_t)result;
+    int64_t result = count ? receive(end, data, room, timeout_ns) : 0;
+    if (count && result >= 0) {
+        uint64_t used = (uint64_t)result;
+        sizes[0] = (uint32_t)result;
+        result = (end->config.kind == SHM_SPSC ? drain : drain_others)(end, data, room, used, enough, sizes, count);
     }
     leave(end);
-    return got ? got : result;
+    return result;
 }
 
 int64_t end_peek(struct shm_end *end, int64_t timeout_ns, uintptr_t *payload) {

@@ -33,6 +33,7 @@ struct shm_end {
     uint64_t spin_ns;
     struct ring *lanes;    /* the consumer's of an mpsc */
     uint32_t busy, closing;
+    int held;              /* an error that was met behind messages: for the next call that receives */
     int joining;           /* arrived at a barrier, and not yet seen to have passed it */
     uint64_t sleeps;       /* times this end went to sleep */
     uint64_t late;         /* times it woke by the clock, not the bell, and what it waited for was there */
@@ -78,8 +79,24 @@ int64_t end_peek(struct shm_end *end, int64_t timeout_ns, uintptr_t *payload);
 int end_release(struct shm_end *end);
 int end_join(struct shm_end *end, int64_t timeout_ns);
 
-/* Receives up to `count` messages, one behind the other, their sizes in `sizes`; waits for the first only. How many. */
-int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint32_t *sizes, uint32_t count, int64_t timeout_ns);
+/*
+ * Sends `count` messages that lie in `data` one behind the other, of so many bytes each, and waits up to the limit for each.
+ * Whatever the result, *progress says how many went out, their bytes, and how long the one behind them has waited.
+ */
+struct end_progress {
+    uint32_t sent;
+    uint64_t bytes;
+    uint64_t waited_ns;
+};
+int end_send_many(struct shm_end *end, const char *data, const uint32_t *sizes, uint32_t count, int64_t timeout_ns,
+                  struct end_progress *progress);
+
+/*
+ * Receives up to `count` messages, one behind the other, their sizes in `sizes`, until they are `enough` bytes or more; waits for
+ * the first only. How many. An error behind the first is the next call's.
+ */
+int64_t end_receive_many(struct shm_end *end, char *data, uint64_t room, uint64_t enough, uint32_t *sizes, uint32_t count,
+                         int64_t timeout_ns);
 
 /* Messages lost by a reader of a broadcast; the lane of the message received last from an mpsc. */
 uint64_t end_lost(const struct shm_end *end);

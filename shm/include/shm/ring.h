@@ -225,12 +225,22 @@ static inline int ring_peek(struct ring *ring, const void **payload, uint32_t *s
     }
 }
 
-/* Gives the cells of the message peeked last back. Returns 1 when the caller must ring for the producer. */
-static inline int ring_release(struct ring *ring) {
+/* Goes on behind the message peeked last, whose cells are still to be given back: by ring_give_back, before any wait. */
+static inline void ring_pass(struct ring *ring) {
     ring->position += ring->span;
     ring->span = 0;
+}
+
+/* Gives back all cells that were passed. Returns 1 when the caller must ring for the producer. */
+static inline int ring_give_back(struct ring *ring) {
     shm_store64(&ring->shared->head, ring->position);
     return shm_must_ring(ring->space_wait, ring->flags);
+}
+
+/* Gives the cells of the message peeked last back. Returns 1 when the caller must ring for the producer. */
+static inline int ring_release(struct ring *ring) {
+    ring_pass(ring);
+    return ring_give_back(ring);
 }
 
 /* Closes an end: the other side learns it when it has nothing left to do. The caller rings for it. */
