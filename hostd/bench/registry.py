@@ -12,6 +12,7 @@ from hostd.bench.rounds import Tell
 MODULES = {
     "boot": "a Linux guest's way to the first line of its init, beside QEMU microvm",
     "disks": "one file that several Linux guests read: pmem with DAX beside virtio-blk",
+    "latency": "round trips between guests, beside host processes and libraries",
     "memory": "what a Linux guest costs, beside QEMU microvm",
     "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
     "network-linux": "TCP between two Linux guests, beside QEMU with taps on a Linux bridge",

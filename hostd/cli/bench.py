@@ -33,8 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     from hostd.bench.registry import load
+    from hostd.supervisor.foreground import signals_raise
 
-    return deliver(load(options.benchmark).measure(options, _tell), options)
+    with signals_raise():
+        return deliver(load(options.benchmark).measure(options, _tell), options)
 
 
 def _tell(line: str) -> None:

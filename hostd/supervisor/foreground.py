@@ -44,7 +44,7 @@ def run(cluster: Cluster, watch: Watch | None = None) -> dict[str, Any]:
     when it
     when it can't be started, InterruptedRunError when it was ended early.
     """
-    with _signals_raise():
+    with signals_raise():
         check_kvm()
         plan, boots = prepare(cluster)
     try:
@@ -57,7 +57,7 @@ def run(cluster: Cluster, watch: Watch | None = None) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
+def signals_raise() -> Iterator[None]:
     """Let signals that end a process end this block as an exception, so that what it began is cleaned up."""
 
     def interrupt(number: int, _frame: object) -> None:
