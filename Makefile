@@ -26,7 +26,7 @@ $(VENV)/.installed: $(NATIVE)
 # What the lab and the tests of Linux guests take from Debian, as far as it is missing: program:package.
 TOOLS := qemu-system-x86_64:qemu-system-x86 iasl:acpica-tools busybox:busybox-static mmdebstrap:mmdebstrap \
 	mkfs.erofs:erofs-utils mke2fs:e2fsprogs lspci:pciutils cpio:cpio gdb:gdb tshark:tshark \
-	nft:nftables dpdk-testpmd:dpdk-dev
+	nft:nftables dpdk-testpmd:dpdk-dev iperf3:iperf3
 
 tools:
 	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} >/dev/null || missing="$$missing $${tool#*:}"; done; \

@@ -1,42 +1,62 @@
-"""Linux guests on networks: set up without DHCP, found by name, apart from others, and on when their switch dies."""
+"""Linux guests on networks: set up without DHCP, found by name, apart from others, out by an uplink; and on when their
+switch or another guest dies.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
+import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
+from netns import Namespace, namespaces, up, veth
+from pyroute2 import IPRoute
 
 from hostd import Host
+from hostd.agent.link import AgentError
+from hostd.bench import iperf
 from hostd.host import BackgroundCluster, Completed
+from hostd.supervisor.errors import NoSuchClusterError
 
 pytestmark = pytest.mark.timeout(900)
 WAIT = 400.0
 PINGS, KILLED_AT = 10, 3
+SECONDS = 2
+ANSWERED = 20.0
+MTU = 1500
+SERVER, OUT = "192.0.2.1", "192.0.2.2"
 
 FILE = """
 [cluster]
 name = "linux-network"
 [network.lan]
 subnet = "10.7.0.0/24"
-gateway = "10.7.0.1"
+uplink = {{ tap = "lan0", netns = "{netns}" }}
+nat = true
 [network.other]
 subnet = "10.8.0.0/24"
 mtu = 4000
 [guest.a]
 kernel = "debian-cloud"
-memory = "128MiB"
+memory = "160MiB"
 networks = ["lan"]
+files = {{ {files} }}
 [guest.b]
 kernel = "debian-cloud"
-memory = "128MiB"
+memory = "160MiB"
 networks = ["other"]
-network.lan = { mac = "02:00:00:00:00:0b", address = "10.7.0.11" }
+network.lan = {{ mac = "02:00:00:00:00:0b", address = "10.7.0.11" }}
+files = {{ {files} }}
 [guest.c]
 kernel = "debian-cloud"
 memory = "128MiB"
@@ -45,19 +65,79 @@ networks = ["other"]
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundCluster]:
+def outside() -> Iterator[tuple[Namespace, Namespace]]:
+    """A namespace that is the network's host, and one with a server, to which the host's default route leads."""
+    with namespaces(2) as [host, server]:
+        with host.entered():
+            veth("out", "wire", server)
+            up("out", f"{OUT}/24")
+            with IPRoute() as routes:
+                routes.route("add", dst="default", gateway=SERVER)
+        with server.entered():
+            up("wire", f"{SERVER}/24")
+        yield host, server
+
+
+@pytest.fixture(scope="module")
+def cluster(
+    outside: tuple[Namespace, Namespace], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[BackgroundCluster]:
     folder: Path = tmp_path_factory.mktemp("cluster")
-    (folder / "c.toml").write_text(FILE)
+    files = ", ".join(f'"{inside}" = "{here}"' for inside, here in iperf.files().items())
+    (folder / "c.toml").write_text(FILE.format(netns=outside[0].path, files=files))
     with Host() as host:
         made = host.up(folder / "c.toml")
         try:
             yield made
         finally:
-            made.down()
+            with contextlib.suppress(NoSuchClusterError):  # The last test takes it down.
+                made.down()
 
 
 def run(cluster: BackgroundCluster, guest: str, command: str) -> Completed:
     return cluster.guests[guest].exec("sh", "-c", command, wait=WAIT)
+
+
+def begin(cluster: BackgroundCluster, guest: str, *command: str) -> Future[Completed]:
+    """Run a command meanwhile. The cluster's own connection is one thread's, an exec's is its own."""
+    there = cluster.guests[guest]
+    thread = ThreadPoolExecutor(1)
+    try:
+        return thread.submit(there.exec, *command, wait=WAIT)
+    finally:
+        thread.shutdown(wait=False)
+
+
+def ports(cluster: BackgroundCluster) -> dict[str, Any]:
+    return {port["name"]: port for port in cluster.networks["lan"].show()["switch"]["ports"]}
+
+
+def pids(cluster: BackgroundCluster) -> dict[str, int]:
+    return {one["name"]: one["pid"] for key in ("guests", "networks") for one in cluster.ps()[key]}
+
+
+def reach(namespace: Namespace, address: str, port: int) -> bytes:
+    """Return what somebody says who listens there, soon."""
+    deadline = time.monotonic() + ANSWERED
+    while True:
+        try:
+            with namespace.entered(), socket.create_connection((address, port), ANSWERED) as peer:
+                said = b""
+                while part := peer.recv(4096):
+                    said += part
+                return said
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline, "nobody listens"
+            time.sleep(0.1)
+
+
+def greeting(cluster: BackgroundCluster, namespace: Namespace, guest: str, address: str) -> bytes:
+    """Have a guest say its name to a program in the namespace."""
+    saying = begin(cluster, guest, "sh", "-c", f"hostname | timeout {ANSWERED:.0f} nc -l -p 8000")
+    try:
+        return reach(namespace, address, 8000).strip()
+    finally:
+        saying.result()
 
 
 def test_interfaces_are_set_up(cluster: BackgroundCluster) -> None:
@@ -66,7 +146,7 @@ def test_interfaces_are_set_up(cluster: BackgroundCluster) -> None:
     assert "inet 10.7.0.11/24 brd 10.7.0.255" in lines
     assert re.search(r"eth\d: .*mtu 4000 .*", lines)
     assert re.search(r"eth\d: .*mtu 1500 .*link/ether 02:00:00:00:00:0b", lines)
-    assert re.search(r"default via 10\.7\.0\.1 dev eth\d", lines)
+    assert re.search(r"default via 10\.7\.0\.1 dev eth\d", lines)  # the tap's
     assert "10.7.0.2 a a.lan" in lines
     assert "10.8.0.3 c c.other" in lines
 
@@ -87,18 +167,98 @@ def test_a_guest_on_another_network_has_no_way(cluster: BackgroundCluster) -> No
     assert b"0 packets received" in done.stdout
 
 
+def test_tcp_is_carried_unsegmented_both_ways(cluster: BackgroundCluster) -> None:
+    assert run(cluster, "b", "iperf3 -s -D").exit_code == 0
+    for reverse, sender in ((False, "a"), (True, "b")):
+        before = ports(cluster)
+        done = cluster.guests["a"].exec(*iperf.client("b", SECONDS, reverse=reverse), wait=WAIT)
+        assert done.exit_code == 0, done.stdout
+        after = ports(cluster)
+        sent = json.loads(done.stdout)["end"]["sum_received"]["bytes"]
+        assert sent > 100 * MTU
+        frames, size = (
+            after[sender]["counters"][key] - before[sender]["counters"][key] for key in ("frames_in", "bytes_in")
+        )
+        assert size > sent
+        # The longest frame without segmentation offload has MTU + 14 bytes.
+        assert size / frames > 4 * MTU, (size, frames)
+        assert after[sender]["counters"]["drops"]["unfit"] == 0
+
+
+def test_the_host_reaches_guests(cluster: BackgroundCluster, outside: tuple[Namespace, Namespace]) -> None:
+    assert greeting(cluster, outside[0], "a", "10.7.0.2") == b"a"
+
+
+def test_guests_get_out(cluster: BackgroundCluster, outside: tuple[Namespace, Namespace]) -> None:
+    with outside[1].entered():
+        listener = socket.create_server((SERVER, 8001))
+    listener.settimeout(WAIT)
+    asked: list[object] = []
+
+    def serve() -> None:
+        peer, address = listener.accept()
+        with peer:
+            asked.append((peer.recv(100), address[0]))
+            peer.sendall(b"welcome")
+
+    with listener:
+        serving = threading.Thread(target=serve)
+        serving.start()
+        done = run(cluster, "a", f"echo from a | timeout {ANSWERED:.0f} nc {SERVER} 8001")
+        serving.join()
+    assert done.stdout == b"welcome"
+    assert asked == [(b"from a\n", OUT)]  # as the host itself
+    # Who is on another network has no way, and nobody comes in.
+    assert run(cluster, "c", f"nc -w 1 {SERVER} 8001 </dev/null").exit_code != 0
+
+
 def test_pings_go_on_when_the_switch_is_killed(cluster: BackgroundCluster) -> None:
-    found: list[Completed] = []
-    pinging = threading.Thread(target=lambda: found.append(run(cluster, "a", f"ping -c {PINGS} -W 1 b")))
-    before = {guest["name"]: guest["pid"] for guest in cluster.ps()["guests"]}
-    pinging.start()
+    before = pids(cluster)
+    pinging = begin(cluster, "a", "ping", "-c", str(PINGS), "-W", "1", "b")
     time.sleep(KILLED_AT)
-    os.kill(next(one["pid"] for one in cluster.ps()["networks"] if one["name"] == "lan"), signal.SIGKILL)
-    pinging.join()
-    said = found[0].stdout.decode()
+    os.kill(before["lan"], signal.SIGKILL)
+    said = pinging.result().stdout.decode()
     answered = [int(number) for number in re.findall(r"seq=(\d+)", said)]
-    print(said)
     # One a second: two seconds without a network are two that are lost.
     assert len(answered) >= PINGS - 2, said
     assert answered[-1] == PINGS - 1, said
-    assert {guest["name"]: guest["pid"] for guest in cluster.ps()["guests"]} == before
+    after = pids(cluster)
+    assert after.pop("lan") != before.pop("lan")
+    assert after == before
+
+
+def test_a_guest_that_is_killed_in_full_traffic_harms_nobody(
+    cluster: BackgroundCluster, outside: tuple[Namespace, Namespace]
+) -> None:
+    before = pids(cluster)
+    sent = ports(cluster)["a"]["counters"]["bytes_in"]
+    loading = begin(cluster, "a", "iperf3", "-c", "b", "-t", "600", "--bidir")
+    deadline = time.monotonic() + ANSWERED
+    while ports(cluster)["a"]["counters"]["bytes_in"] - sent < 10 << 20:
+        assert not loading.done(), loading.result()
+        assert time.monotonic() < deadline, "there is no traffic"
+        time.sleep(0.1)
+    os.kill(before["a"], signal.SIGKILL)
+    with pytest.raises(AgentError):
+        loading.result()
+    assert cluster.wait("a", timeout=ANSWERED).guests["a"].outcome == "killed"
+    assert b"2 packets received" in run(cluster, "c", "ping -c 2 -W 5 b").stdout
+    assert greeting(cluster, outside[0], "b", "10.7.0.11") == b"b"
+    assert {name: pid for name, pid in pids(cluster).items() if name != "a"} == {
+        name: pid for name, pid in before.items() if name != "a"
+    }
+    assert [port["quarantined"] for port in ports(cluster).values()] == [None] * 3
+    assert not ports(cluster)["a"]["front"]["connected"]
+
+
+def test_nothing_is_left_of_an_uplink(cluster: BackgroundCluster, outside: tuple[Namespace, Namespace]) -> None:
+    forwarding = "/proc/sys/net/ipv4/conf/out/forwarding"
+
+    def there() -> tuple[list[str], list[str], str]:
+        with outside[0].entered():
+            tables = subprocess.run(["nft", "list", "tables"], capture_output=True, text=True, check=True).stdout
+            return sorted(name for _, name in socket.if_nameindex()), tables.splitlines(), Path(forwarding).read_text()
+
+    assert there() == (["lan0", "lo", "out"], ["table ip hostd.linux-network.lan"], "1\n")
+    cluster.down()
+    assert there() == (["lo", "out"], [], "0\n")
