@@ -86,12 +86,17 @@ static void copy(struct capture *capture, const struct frame *frame, uint32_t fr
     capture->counters.bytes += kept;
 }
 
-static void see(void *context, const struct frame *frame, const struct port *from, const struct port *to) {
+/* What a filter judges by is the same for all of the frames. */
+static void see(void *context, const struct frame *frames, int count, const struct port *from, const struct port *to) {
     const struct captures *captures = context;
     uint32_t to_id = to ? to->id : CAPTURE_MANY;
-    for (uint32_t i = 0; i < captures->count; i++)
-        if (wanted(captures->captures[i], frame, from->id, to_id))
-            copy(captures->captures[i], frame, from->id, to_id);
+    for (uint32_t i = 0; i < captures->count; i++) {
+        struct capture *capture = captures->captures[i];
+        if (!wanted(capture, frames, from->id, to_id))
+            continue;
+        for (int at = 0; at < count && !capture->counters.broken; at++)
+            copy(capture, &frames[at], from->id, to_id);
+    }
 }
 
 /* ---- who sets it up ------------------------------------------------------------------------------------------------------ */

@@ -22,6 +22,14 @@ struct memory {
     int source_good;
 };
 
+/* Frames of a batch that follow one another and have the same Ethernet header. */
+struct run {
+    const struct frame *frames;
+    int count;
+    int undone;                         /* something is, of one of them at least */
+    uint64_t bytes;
+};
+
 static void fail(struct net_switch *sw, struct port *port, int error) {
     switch_quarantine(sw, port, (enum port_error)-error, port->field);
 }
@@ -57,19 +65,20 @@ static int send(struct port *to, const struct frame *frames, int count, int *res
     return count;
 }
 
-static void count_out(struct port *to, const struct frame *frames, int count) {
+static uint64_t bytes_of(const struct frame *frames, int count) {
     uint64_t bytes = 0;
     for (int i = 0; i < count; i++)
         bytes += frames[i].size;
-    to->counters.frames_out += (uint64_t)count;
+    return bytes;
+}
+
+static void count_out(struct port *to, uint64_t count, uint64_t bytes) {
+    to->counters.frames_out += count;
     to->counters.bytes_out += bytes;
 }
 
-static void deliver(struct net_switch *sw, struct port *to, const struct frame *frames, int count) {
-    if (!to->touched) { /* Also after a failure: what went before it is there. */
-        to->touched = 1;
-        sw->touched[sw->touched_count++] = to;
-    }
+/* What a receiver does not take as they are is done for it; frames that can't be sent are dropped, the others go on. */
+static void deliver_singly(struct net_switch *sw, struct port *to, const struct frame *frames, int count) {
     while (count) {
         if (!port_usable(to)) {
             to->counters.drops[DROP_DOWN] += (uint64_t)count;
@@ -82,7 +91,7 @@ static void deliver(struct net_switch *sw, struct port *to, const struct frame *
             sent = send(to, frames, fit, &result);
         else if (!(result = offload_send(to, frames)))
             sent = 1;
-        count_out(to, frames, sent);
+        count_out(to, (uint64_t)sent, bytes_of(frames, sent));
         frames += sent;
         count -= sent;
         if (!result)
@@ -94,6 +103,26 @@ static void deliver(struct net_switch *sw, struct port *to, const struct frame *
         frames++;
         count--;
     }
+}
+
+static void deliver(struct net_switch *sw, struct port *to, const struct run *run) {
+    if (!to->touched) { /* Also after a failure: what went before it is there. */
+        to->touched = 1;
+        sw->touched[sw->touched_count++] = to;
+    }
+    if (!port_usable(to) || run->undone) {
+        deliver_singly(sw, to, run->frames, run->count);
+        return;
+    }
+    int result = 0, sent = send(to, run->frames, run->count, &result);
+    count_out(to, (uint64_t)sent, sent == run->count ? run->bytes : bytes_of(run->frames, sent));
+    if (!result)
+        return;
+    if (result < 0)
+        fail(sw, to, result);
+    else
+        port_drop(to, (enum drop)result);
+    deliver_singly(sw, to, run->frames + sent + 1, run->count - sent - 1);
 }
 
 /* --- from one port --- */
@@ -154,34 +183,33 @@ static struct port *way_of(struct net_switch *sw, const struct frame *frame, uin
     return last->to;
 }
 
-static void flood(struct net_switch *sw, struct port *from, const struct frame *frames, int count) {
+static void flood(struct net_switch *sw, struct port *from, const struct run *run) {
     for (uint32_t i = 0; i < sw->port_count; i++) {
         struct port *to = sw->ports[i];
         if (to != from && port_usable(to) && !apart(from, to))
-            deliver(sw, to, frames, count);
+            deliver(sw, to, run);
     }
 }
 
-/* Frames with the same Ethernet header. */
-static void forward(struct net_switch *sw, struct port *from, const struct frame *frames, int count, struct memory *last) {
-    uint16_t vlan = vlan_of(frames);
-    if (!admit(sw, from, frames, vlan, last)) {
-        from->counters.drops[DROP_SPOOFED] += (uint64_t)count;
+static void forward(struct net_switch *sw, struct port *from, const struct run *run, struct memory *last) {
+    uint16_t vlan = vlan_of(run->frames);
+    if (!admit(sw, from, run->frames, vlan, last)) {
+        from->counters.drops[DROP_SPOOFED] += (uint64_t)run->count;
         return;
     }
-    struct port *to = way_of(sw, frames, vlan, last);
+    struct port *to = way_of(sw, run->frames, vlan, last);
     if (to == from)
         return; /* It lives on the side that it came from. */
     if (to && apart(from, to)) {
-        from->counters.drops[DROP_ISOLATED] += (uint64_t)count;
+        from->counters.drops[DROP_ISOLATED] += (uint64_t)run->count;
         return;
     }
-    for (int i = 0; sw->tap && i < count; i++)
-        sw->tap(sw->tap_context, &frames[i], from, to);
+    if (sw->tap)
+        sw->tap(sw->tap_context, run->frames, run->count, from, to);
     if (to)
-        deliver(sw, to, frames, count);
+        deliver(sw, to, run);
     else
-        flood(sw, from, frames, count);
+        flood(sw, from, run);
 }
 
 static int same_header(const struct frame *a, const struct frame *b) {
@@ -191,30 +219,30 @@ static int same_header(const struct frame *a, const struct frame *b) {
     return first[0] == second[0] && first[1] == second[1];
 }
 
-/* How many frames can be forwarded like the first. VLAN tags are behind the header. */
-static int run_of(const struct frame *frames, int count) {
-    int run = 1;
-    if (type_of(frames) != VLAN_TYPE)
-        while (run < count && same_header(frames, &frames[run]))
-            run++;
-    return run;
+/* The frames that can be forwarded like the first, one at least. VLAN tags are behind the header. */
+static struct run run_of(const struct frame *frames, int count) {
+    uint64_t bytes = 0;
+    uint32_t undone = 0;
+    int run = 0, most = type_of(frames) != VLAN_TYPE ? count : 1;
+    do {
+        bytes += frames[run].size;
+        undone |= frames[run].offload.flags | (uint32_t)frames[run].offload.gso_type;
+        run++;
+    } while (run < most && same_header(frames, &frames[run]));
+    return (struct run){frames, run, undone != 0, bytes};
 }
 
-/* Counts frames, drops those over the port's rate; moves the others together: how many they are. */
-static int count_in(struct net_switch *sw, struct port *from, struct frame *frames, int count) {
-    uint64_t bytes = 0;
-    for (int i = 0; i < count; i++)
-        bytes += frames[i].size;
-    from->counters.frames_in += (uint64_t)count;
-    from->counters.bytes_in += bytes;
-    if (!from->rate)
-        return count;
+/* Drops frames over the port's rate, which are counted here; moves the others together: how many they are. */
+static int keep_to_rate(struct net_switch *sw, struct port *from, struct frame *frames, int count) {
     int kept = 0;
     for (int i = 0; i < count; i++) {
-        if (over_rate(sw, from, frames[i].size))
+        if (over_rate(sw, from, frames[i].size)) {
+            from->counters.frames_in++;
+            from->counters.bytes_in += frames[i].size;
             port_drop(from, DROP_RATE);
-        else if (kept++ < i)
+        } else if (kept++ < i) {
             frames[kept - 1] = frames[i];
+        }
     }
     return kept;
 }
@@ -238,10 +266,13 @@ static uint32_t serve(struct net_switch *sw, struct port *from) {
         return 0;
     }
     struct memory last = {0};
-    int kept = count ? count_in(sw, from, frames, count) : 0;
-    for (int i = 0, run; i < kept; i += run) {
-        run = run_of(&frames[i], kept - i);
-        forward(sw, from, &frames[i], run, &last);
+    int kept = from->rate ? keep_to_rate(sw, from, frames, count) : count;
+    for (int i = 0; i < kept;) {
+        struct run run = run_of(&frames[i], kept - i);
+        from->counters.frames_in += (uint64_t)run.count;
+        from->counters.bytes_in += run.bytes;
+        forward(sw, from, &run, &last);
+        i += run.count;
     }
     flush(sw);
     /* Also after none: what was passed over (runts) is given back, too. */

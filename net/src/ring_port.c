@@ -70,19 +70,40 @@ static inline int accept_frame(struct port *port, struct frame *frame, char *mes
     frame->piece_count = 1;
     frame->pieces[0] = (struct iovec){ethernet, size};
     memcpy(frame->ethernet, ethernet, FRAME_HEADER);
-    memcpy(&frame->offload, &undone, sizeof undone);
-    memcpy((char *)&frame->offload + sizeof undone, message + sizeof undone, OFFLOAD_SIZE - sizeof undone);
+    if (__builtin_expect(undone & FRAME_UNDONE, 0)) {
+        memcpy(&frame->offload, &undone, sizeof undone);
+        memcpy((char *)&frame->offload + sizeof undone, message + sizeof undone, OFFLOAD_SIZE - sizeof undone);
+    }
     enum drop reason = port_check(port, frame, undone & FRAME_UNDONE);
     if (__builtin_expect(reason, 0))
         port_drop(port, reason);
     return !reason;
 }
 
+/*
+ * Messages that follow one another are found by their cell alone; where that doesn't do (the ring's end, what can't be),
+ * ring_peek says what is there. Checked there or here: each header, read once; its length against max_message and the
+ * ring's end.
+ */
 static int ring_port_peek(struct port *port, struct frame *frames, int room) {
     struct ring_port *rp = of(port);
     struct ring cursor = rp->out;
-    int count = 0;
+    struct frame *next = frames;
     for (int looked = 0; looked < room; looked++) {
+        uint64_t at = cursor.position & cursor.mask, left = cursor.mask + 1 - at;
+        char *cell = cursor.cells + at * SHM_LINE;
+        for (; looked < room; looked++) {
+            uint64_t header = shm_load64((const uint64_t *)cell), length = header >> 32, span = ring_span(length);
+            int next_one = (uint32_t)header == ring_sequence(cursor.position);
+            if (__builtin_expect(!next_one || length > cursor.max_message || span >= left, 0))
+                break;
+            next += accept_frame(port, next, cell + RING_HEADER, (uint32_t)length);
+            cursor.position += span;
+            cell += span * SHM_LINE;
+            left -= span;
+        }
+        if (looked == room)
+            break;
         const void *message;
         uint32_t size;
         int result = ring_peek(&cursor, &message, &size);
@@ -90,11 +111,11 @@ static int ring_port_peek(struct port *port, struct frame *frames, int room) {
             break;
         if (result)
             return spoiled(rp, &cursor);
-        count += accept_frame(port, &frames[count], (char *)message, size);
+        next += accept_frame(port, next, (char *)message, size);
         cursor.position += cursor.span;
     }
     rp->seen = cursor.position;
-    return count;
+    return (int)(next - frames);
 }
 
 static int ring_port_release(struct port *port) {
@@ -147,34 +168,59 @@ static inline void fill(char *message, const struct frame *frame) {
     memcpy(message + OFFLOAD_SIZE, frame->ethernet, FRAME_HEADER);
 }
 
+/* As ring_commit, but for `tail` and the peer's sleep: they are seen to once a batch. */
+static inline void put(struct ring *ring, uint64_t *cell, uint64_t *following, uint64_t span, const struct frame *frame) {
+    __atomic_store_n(following, (uint64_t)(uint32_t)~ring_sequence(ring->position + span), __ATOMIC_RELAXED);
+    fill((char *)cell + RING_HEADER, frame);
+    uint64_t header = (uint64_t)(OFFLOAD_SIZE + frame->size) << 32 | ring_sequence(ring->position);
+    __atomic_store_n(cell, header, __ATOMIC_RELEASE);
+    ring->position += span;
+}
+
 /*
- * As ring_commit for each; but `tail` is for who comes after us, and the peer's sleep for flush: both are seen to once a batch.
- * The ring's fields are kept here meanwhile, or each store to the shared memory would have them read again.
+ * Frames as far as they fit before the ring's end, into what is known to be free: how many. The ring's fields are kept here
+ * meanwhile, or each store to the shared memory would have them read again.
  */
+static int put_many(struct ring *kept, const struct frame *frames, int count) {
+    struct ring ring = *kept;
+    uint64_t at = ring.position & ring.mask, left = ring.mask + 1 - at;
+    uint64_t room = ring.head + ring.mask + 1 - ring.position;
+    char *cell = ring.cells + at * SHM_LINE;
+    room = room < left ? room : left;
+    int sent = 0;
+    for (; sent < count; sent++) {
+        uint32_t size = OFFLOAD_SIZE + frames[sent].size;
+        uint64_t span = ring_span(size);
+        if (__builtin_expect(span >= room || size > ring.max_message, 0))
+            break; /* One cell more than the message: the header behind it. */
+        put(&ring, (uint64_t *)cell, (uint64_t *)(cell + span * SHM_LINE), span, &frames[sent]);
+        cell += span * SHM_LINE;
+        room -= span;
+        for (uint64_t line = 2; __builtin_expect(line < span && line < WRITE_LINES, 0); line++)
+            shm_prefetch_write(cell + (WRITE_AHEAD + line) * SHM_LINE);
+        shm_prefetch_write(cell + WRITE_AHEAD * SHM_LINE);
+        shm_prefetch_write(cell + (WRITE_AHEAD + 1) * SHM_LINE);
+    }
+    *kept = ring;
+    return sent;
+}
+
 static int ring_port_send_many(struct port *port, const struct frame *frames, int count, int *result) {
     struct ring_port *rp = of(port);
-    struct ring ring = rp->in;
+    struct ring *ring = &rp->in;
     int sent = 0, failed = 0;
-    for (; sent < count; sent++) {
+    while ((sent += put_many(ring, frames + sent, count - sent)) < count) {
         void *message;
-        uint32_t size = OFFLOAD_SIZE + frames[sent].size;
-        failed = ring_reserve(&ring, size, &message);
-        if (__builtin_expect(failed, 0))
+        failed = ring_reserve(ring, OFFLOAD_SIZE + frames[sent].size, &message);
+        if (failed)
             break;
-        ring_blank(&ring, ring.position + ring.span);
-        fill(message, &frames[sent]);
-        ring_publish(&ring, ring.position, size);
-        ring.position += ring.span;
-        for (uint64_t line = 2; __builtin_expect(line < ring.span && line < WRITE_LINES, 0); line++)
-            shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD + line));
-        shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD));
-        shm_prefetch_write(ring_header(&ring, ring.position + WRITE_AHEAD + 1));
+        uint64_t span = ring->span, *cell = ring_header(ring, ring->position);
+        put(ring, cell, ring_header(ring, ring->position + span), span, &frames[sent++]);
     }
-    shm_store64(&ring.shared->tail, ring.position);
-    rp->in = ring;
+    shm_store64(&ring->shared->tail, ring->position);
     rp->sent = 1;
     if (failed)
-        *result = failed == SHM_FULL ? DROP_FULL : failed == SHM_E_TOO_LONG ? DROP_OVERSIZE : spoiled(rp, &ring);
+        *result = failed == SHM_FULL ? DROP_FULL : failed == SHM_E_TOO_LONG ? DROP_OVERSIZE : spoiled(rp, ring);
     return sent;
 }
 

@@ -62,10 +62,11 @@ uint32_t switch_look(struct net_switch *sw, struct port *copies, uint32_t room);
 uint32_t switch_heard(struct net_switch *sw, struct switch_address *found, uint32_t room);
 
 /*
- * Who sees every frame that is forwarded: once, as it came in, with the ports it came from and (NULL if to many) went to.
- * Called by the forwarding thread; must not block. NULL ends it.
+ * Who sees every frame that is forwarded: once, as it came in, with the ports it came from and (NULL if to many) went to; those
+ * that follow one another and have the same Ethernet header together. Called by the forwarding thread; must not block. NULL
+ * ends it.
  */
-typedef void switch_tap(void *context, const struct frame *frame, const struct port *from, const struct port *to);
+typedef void switch_tap(void *context, const struct frame *frames, int count, const struct port *from, const struct port *to);
 void switch_set_tap(struct net_switch *sw, switch_tap *tap, void *context);
 
 /*

@@ -183,7 +183,7 @@ static void one_frame(struct reader *readers, int count) {
     frame.pieces[0] = (struct iovec){bytes, frame.size};
     const struct port *way = below(3) ? &to : NULL;
     if (tap)
-        tap(tap_context, &frame, &from, way);
+        tap(tap_context, &frame, 1, &from, way);
     for (int i = 0; i < count; i++) {
         if (readers[i].hostile && !below(2))
             spoil(&readers[i]);
