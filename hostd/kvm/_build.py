@@ -128,6 +128,8 @@ ffibuilder.cdef(
     + STRUCTURES
     + """
     struct vcpu_loop { int kick_fd; uint64_t exits, handled; ...; };
+    struct vcpu_loop *vcpu_new(void);
+    void vcpu_free(struct vcpu_loop *loop);
     int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run);
     void vcpu_close(struct vcpu_loop *loop);
     int vcpu_loop(struct vcpu_loop *loop);

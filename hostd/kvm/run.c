@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -22,6 +23,15 @@ static int stop_signal(void) {
 
 static void interrupted(int signal) {
     (void)signal;
+}
+
+struct vcpu_loop *vcpu_new(void) {
+    void *got = mmap(NULL, sizeof(struct vcpu_loop), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return got == MAP_FAILED ? NULL : got;
+}
+
+void vcpu_free(struct vcpu_loop *loop) {
+    munmap(loop, sizeof *loop);
 }
 
 int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run) {

@@ -38,6 +38,13 @@ struct vcpu_loop {
     uint64_t handled;      /* those that exit_fn served */
 };
 
+/*
+ * Room for a loop, zeroed, in a mapping of its own, and its end: the vCPU's thread writes there while others may move what
+ * else the process holds (hostd/vmm/heap.h). NULL where there is no memory.
+ */
+struct vcpu_loop *vcpu_new(void);
+void vcpu_free(struct vcpu_loop *loop);
+
 /* Prepares `loop` for the vCPU `fd` with its mapped `run`. Returns 0 or -errno. */
 int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run);
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hostd.kvm.call import call, call_with, ffi, lib
 from hostd.kvm.errors import KvmError
@@ -30,7 +30,7 @@ class Vcpu:
     def __init__(self, fd: int, run_size: int) -> None:
         self.fd = fd
         self._run_size = run_size
-        self._loop = ffi.new("struct vcpu_loop *")
+        self._loop = ffi.gc(lib.vcpu_new() or _no_memory(fd), lib.vcpu_free)
         self._exit = ffi.new("struct vcpu_exit *")
         self._run = lib.kvm_map_run(fd, run_size)
         if not self._run:
@@ -239,3 +239,8 @@ class Vcpu:
             return read_stats(fd)
         finally:
             os.close(fd)
+
+
+def _no_memory(fd: int) -> NoReturn:
+    os.close(fd)
+    raise KvmError("mmap", errno.ENOMEM, {"vcpu": fd})

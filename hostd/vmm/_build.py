@@ -18,6 +18,8 @@ ffibuilder.cdef(
         uint64_t console_left, waits, console_bytes;
         ...;
     };
+    struct guest_calls *calls_new(void);
+    void calls_free(struct guest_calls *calls);
     int calls_open(
         struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
     void calls_close(struct guest_calls *calls);

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/mman.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -21,6 +22,15 @@ static uint64_t clock_ns(clockid_t clock) {
     struct timespec now;
     clock_gettime(clock, &now);
     return (uint64_t)now.tv_sec * NS + (uint64_t)now.tv_nsec;
+}
+
+struct guest_calls *calls_new(void) {
+    void *got = mmap(NULL, sizeof(struct guest_calls), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return got == MAP_FAILED ? NULL : got;
+}
+
+void calls_free(struct guest_calls *calls) {
+    munmap(calls, sizeof *calls);
 }
 
 /* Registers every bell, and the kick, in a new epoll set. Returns 0, or -errno with nothing left open. */

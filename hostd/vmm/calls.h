@@ -23,6 +23,10 @@ struct guest_calls {
 
 struct kvm_run;
 
+/* Room for the calls of a guest, zeroed, in a mapping of its own (heap.h), and its end. NULL where there is no memory. */
+struct guest_calls *calls_new(void);
+void calls_free(struct guest_calls *calls);
+
 int calls_open(struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
 void calls_close(struct guest_calls *calls);
 int calls_exit(void *context, struct kvm_run *run);

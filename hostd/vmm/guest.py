@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from hostd.boot._abi import ffi as abi
 from hostd.boot._abi import lib
@@ -47,7 +48,7 @@ class Guest:
         self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions], framebuffer_size)
         self._assemble(spec, region_descriptors, image)
         self._bind_doorbells()
-        self._calls = ffi.new("struct guest_calls *")
+        self._calls = ffi.gc(calls.calls_new() or _no_memory(self.name), calls.calls_free)
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
         self._open_calls(console)
 
@@ -208,6 +209,10 @@ class Guest:
         if row is None:
             return "no memory there"
         return f"row {row.name} + {address - row.gpa:#x}{', not writable' if writing else ''}"
+
+
+def _no_memory(name: str) -> NoReturn:
+    raise OSError(errno.ENOMEM, f"guest {name}: the host has no memory for its calls")
 
 
 def _unexpected(event: Exit) -> str:

@@ -1,15 +1,22 @@
 /* heap.c: see heap.h. Allocates nothing: what malloc holds is what is being moved. */
 #define _GNU_SOURCE
+#include <Python.h>
+
 #include "heap.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, BATCH = 512, MAPS = 256 << 10 };
+/* Python's allocator (Objects/obmalloc.c): blocks of up to 512 bytes in steps of 16, each size in pools of its own. */
+enum { STEP = 16, PYTHONS = 512, POOL = 16 << 10, POOL_HEAD = 48, MOST_OF_A_SIZE = 1 << 20 };
+/* malloc's: what is larger it maps; what is smaller than CACHED it keeps for the next one of that size. */
+enum { MALLOCS = 128 << 10, CACHED = 1040 };
 
 static const uint64_t PRESENT = 1ull << 63, OF_A_FILE = 1ull << 61;
 static const char zeros[PAGE];
@@ -63,6 +70,39 @@ static int move_range(int fd, const struct heap_range *range) {
     return moved == MAP_FAILED ? -errno : 0;
 }
 
+/* Takes blocks of `size` from Python's allocator until a pool that was empty has given all it has. */
+static void fill_pools(size_t size) {
+    uintptr_t last = 0;
+    size_t run = 1;
+    for (size_t taken = 0; taken < MOST_OF_A_SIZE / size && run < (POOL - POOL_HEAD) / size; taken++) {
+        uintptr_t block = (uintptr_t)PyObject_Malloc(size);
+        run = block == last + size ? run + 1 : 1;
+        last = block;
+    }
+}
+
+/* Takes blocks of `size` from malloc until one comes from `top` on, where it has never given anything. */
+static void fill_malloc(size_t size, uintptr_t top) {
+    uintptr_t block;
+    while ((block = (uintptr_t)malloc(size)) && block < top)
+        ;
+    if (size > CACHED)
+        free((void *)block); /* Back into the top. */
+}
+
+/*
+ * Leaves no free block among those in use. What a guest process allocates would lie in such holes, a bit in each of hundreds of
+ * pages, and make every one of them its own; so it lies together, in pages with nothing else in them. The blocks are never
+ * given back. To be called with the interpreter's lock held, when garbage has been collected.
+ */
+void heap_fill(void) {
+    for (size_t size = STEP; size <= PYTHONS; size += STEP)
+        fill_pools(size);
+    uintptr_t top = (uintptr_t)sbrk(0) - mallinfo2().keepcost;
+    for (size_t size = MALLOCS; size > STEP; size -= STEP)
+        fill_malloc(size - STEP / 2, top);
+}
+
 /*
  * In a process with one thread: moves all its private writable memory but the stack into a file. Returns 0, or -errno; what
  * was moved by then stays moved and does no harm. `heap` itself lies in what is moved, so it is worked on in a copy.
@@ -111,11 +151,15 @@ static int share_range(int fd, int pagemap, const struct heap_range *range) {
 /*
  * In a guest process: gives back the pages that are as they are in the file. Returns how many, or -errno.
  *
- * Must be called with the interpreter's lock held, so that no other thread runs Python. A thread that runs C without the lock
- * writes only to what was allocated after the fork; a page with such an object in it differs from the file, which has a free
- * block there with the allocator's own link in its first word. So nothing written between the look and the drop is lost.
+ * Must be called with the interpreter's lock held, so that no other thread runs Python. A vCPU's thread runs C without it nearly
+ * all the time, but what it writes then has mappings of its own (vcpu_new, calls_new). What a short call without the lock may
+ * write was allocated after the fork: a page with the head of such an object differs from the file, which has a free block
+ * there, with the allocator's own link in its first word, or zeros. So nothing written between the look and the drop is lost.
+ *
+ * First of all malloc gives back whole pages that are free: most of what a guest's start took.
  */
 int heap_share(const struct heap *heap) {
+    malloc_trim(0);
     int shared = 0, pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
     if (pagemap < 0)
         return -errno;

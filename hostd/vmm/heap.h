@@ -3,8 +3,9 @@
  *
  * Python writes to whatever it looks at (reference counts), and mostly writes back what was there. After a fork each such page
  * is a copy of the guest process's own, for good, though nothing in it differs. So before the first fork the warm parent
- * moves its heap into a file and maps that privately in the same place; and a guest process that has come to rest compares the
- * pages it has copied with the file, and gives back those that are the same: the file's page, shared by all, shows again.
+ * fills the holes in its heap, so that what a guest process allocates lies together elsewhere, moves the heap into a file and
+ * maps that privately in the same place; and a guest process that has come to rest compares the pages it has copied with the
+ * file, and gives back those that are the same: the file's page, shared by all, shows again.
  */
 #ifndef HOSTD_HEAP_H
 #define HOSTD_HEAP_H
@@ -24,6 +25,7 @@ struct heap {
     struct heap_range ranges[HEAP_RANGES];
 };
 
+void heap_fill(void);
 int heap_freeze(struct heap *heap);
 int heap_share(const struct heap *heap);
 

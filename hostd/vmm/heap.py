@@ -7,9 +7,10 @@ import ctypes
 from hostd.vmm import _calls
 from hostd.vmm._calls import ffi, lib
 
-# cffi gives up the interpreter's lock in every call; this one must keep it.
-_share = ctypes.PyDLL(_calls.__file__).heap_share
-_share.argtypes = [ctypes.c_void_p]
+# cffi gives up the interpreter's lock in every call; these must keep it.
+_locked = ctypes.PyDLL(_calls.__file__)
+_share, _fill = _locked.heap_share, _locked.heap_fill
+_share.argtypes, _fill.argtypes, _fill.restype = [ctypes.c_void_p], [], None
 _heap = ffi.new("struct heap *")
 _address = int(ffi.cast("uintptr_t", _heap))
 frozen = False
@@ -18,6 +19,7 @@ frozen = False
 def freeze() -> None:
     """Move this process's memory into a file that children share. Must be the only thread's last preparation."""
     global frozen
+    _fill()
     frozen = lib.heap_freeze(_heap) == 0
 
 

@@ -33,6 +33,8 @@ READ_LIMIT = 1 << 20
 STACK_SIZE = 256 << 10
 SEND_TIMEOUT = 5.0
 REST_MS = 50
+KEPT = frozenset({"dir", "lifeline", "log_limit", "bells"})
+"""of the spec, once the guest is made"""
 
 
 class GuestProcess:
@@ -133,6 +135,8 @@ class GuestProcess:
         """Start the guest and serve until its result has been taken."""
         try:
             self.guest = self._make()
+            for key in self.spec.keys() - KEPT:  # Each held memory that all guest processes shared before.
+                del self.spec[key]
             self.guest.allow_console(self.spec["log_limit"])
         except (OSError, ValueError, ImageError, MemoryError) as error:
             self._tell({"event": "result", "result": self._failure(f"guest {self.name}: {error}")})

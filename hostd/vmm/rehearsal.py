@@ -1,7 +1,8 @@
 """Run a guest of one instruction in the warm parent, before any real one is forked.
 
 What Python builds at the first use of anything (cffi's types, caches, buffers) would otherwise be built again by every
-guest process, in memory of its own; after a rehearsal they all share it.
+guest process, in memory of its own; after a rehearsal they all share it. Python also rewrites code that has run some
+ten times into what suits what it met (PEP 659), and then leaves it mostly alone; so one rehearsal isn't enough.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from hostd.boot._abi import lib
 from hostd.vmm.process import GuestProcess
 
 NAME = "rehearsal"
+TIMES = 14
+"""8 until code is rewritten, 4 more until what is found out about it is used; each takes 2 ms"""
 REPORT = b"\xc7\x04\x25" + struct.pack("<II", lib.GUEST_CALL_PAGE, lib.GUEST_CALL_REPORT)
 EXIT = b"\xc7\x04\x25" + struct.pack("<II", lib.GUEST_CALL_PAGE, lib.GUEST_CALL_EXIT)
 CALL = b"\xef"  # out %eax, %dx
@@ -25,7 +28,7 @@ CALL = b"\xef"  # out %eax, %dx
 PROGRAM = b"\xba" + struct.pack("<I", lib.GUEST_PORT_CALL) + REPORT + CALL + EXIT + CALL + b"\xeb\xfe"
 
 
-def rehearse(times: int = 2) -> None:
+def rehearse(times: int = TIMES) -> None:
     """Run the guest `times` times. Where there is no KVM the real guest will say so better: errors are its result."""
     folder = tempfile.mkdtemp(prefix="hostd-")
     try:

@@ -114,6 +114,7 @@ class WarmParent:
             assert self.link is not None
             data, descriptors, _flags, _address = socket.recv_fds(self.link, MESSAGE_LIMIT, DESCRIPTOR_LIMIT)
             spec = msgpack.unpackb(data)["start"]
+            del data
             self.link.send(msgpack.packb({"started": spec["name"], "pid": os.getpid()}))
             lib.nursery_born(self.nursery, spec["name"].encode())
             for end in (self.link, self.listener):
