@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from typing import Any
 
 from hostd.bench import BenchError
 from hostd.bench.network_copy import Copier
+from hostd.bench.network_rounds import Round, Rounds, take
 from hostd.bench.network_spinner import Spinner
 from hostd.bench.network_switch import MACS, Switch
 from hostd.bench.network_testpmd import Testpmd, huge_pages, missing
@@ -158,7 +160,7 @@ class Bench:
     def _way(self, traffic: Traffic, pid: int) -> Callable[[int, float], Passed]:
         return lambda size, seconds: traffic.run(self.clients, pid, size, seconds)
 
-    def run(self, size: int, seconds: float) -> Mapping[str, float]:
+    def run(self, size: int, seconds: float) -> Round:
         """Let each forward for `seconds`, in pieces, in turn; return frames a second of each."""
         found: dict[str, list[Passed]] = {name: [] for name in self.ways}
         for number in range(PIECES):
@@ -167,7 +169,9 @@ class Bench:
         for name, pieces in found.items():
             self.passed.setdefault(name, []).extend(pieces)
         wall = {name: _rate(pieces, lambda one: one.wall_ns) for name, pieces in found.items()}
-        return wall | {f"{name}_cpu": _rate(pieces, lambda one: one.forwarder_ns) for name, pieces in found.items()}
+        cpu = {f"{name}_cpu": _rate(pieces, lambda one: one.forwarder_ns) for name, pieces in found.items()}
+        idle = {f"{name}_idle": statistics.fmean(one.idle for one in pieces) for name, pieces in found.items()}
+        return Round(wall | cpu | idle, [piece.per_wall_second for piece in found["copy"]])
 
     def sweep(self, seconds: float, tell: Tell) -> list[Series]:
         """Return each one's rates by the size of frames."""
@@ -230,16 +234,15 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
             bench = Bench(forwarder, clients, stack)
             tell("starting what forwards")
             bench.set_up()
-            forwarding = Measurement("forwarding", lambda: bench.run(options.size, options.seconds))
-            found = interleave([forwarding], options.rounds, tell)
+            rounds = take(lambda: bench.run(options.size, options.seconds), options.rounds, tell)
             report.series += bench.sweep(options.seconds, tell)
     except (NetError, KvmError) as error:
         raise BenchError(str(error)) from None
     latencies, why = _latencies(forwarder, clients, options.messages)
-    found |= interleave(latencies, options.rounds, tell, warm_up=False)
+    found = rounds.figures()
     _rates(report, found, options.size)
-    _times(report, found)
-    report.notes += [*bench.notes, *([why] if why else []), *_bounds(bench, forwarder, clients)]
+    _times(report, interleave(latencies, options.rounds, tell, warm_up=False))
+    report.notes += [*bench.notes, *([why] if why else []), *_bounds(bench, found), *_distances(rounds)]
     return report
 
 
@@ -283,12 +286,12 @@ def _times(report: Report, found: Mapping[str, list[float]]) -> None:
         report.compare(f"{name}_latency/bare", latency, bare, at_most=3.0)
 
 
-def _bounds(bench: Bench, forwarder: int, clients: int) -> list[str]:
+def _bounds(bench: Bench, found: Mapping[str, list[float]]) -> list[str]:
     notes = [
-        f"What forwards has processor {forwarder}; one thread on processor {clients} sends all frames and takes them. "
-        "It writes and reads every frame: four cache lines of each go from one processor to the other and back."
+        f"What forwards has processor {bench.forwarder}; one thread on processor {bench.clients} sends all frames and "
+        "takes them. It writes and reads every frame: four cache lines of each go from one processor to the other and back."
     ]
-    idle = {name: sum(one.idle for one in pieces) / len(pieces) for name, pieces in bench.passed.items()}
+    idle = {name: statistics.median(found[f"{name}_idle"]) for name in WAYS if name in found}
     shares = ", ".join(f"{name} {share:.0%}" for name, share in idle.items())
     notes.append(
         f"The clients waited for what forwards in {shares} of the time; where that is next to nothing, they bound the "
@@ -301,4 +304,24 @@ def _bounds(bench: Bench, forwarder: int, clients: int) -> list[str]:
             f"In {loud} of {len(pieces)} pieces others used the two processors nearly all the time: what they show is "
             "noise, so run it again on a quieter machine."
         )
+    return notes
+
+
+def _distances(rounds: Rounds) -> list[str]:
+    notes = []
+    copied = statistics.median(one.figures["copy"] for one in rounds.kept)
+    if rounds.others:
+        others = [one.figures for one in rounds.others]
+        pairs = [("vhost", "testpmd")] if "testpmd" in others[0] else []
+        ratios = ", ".join(
+            f"{of}/{to} {statistics.median(one[f'{of}_cpu'] / one[f'{to}_cpu'] for one in others):.2f}"
+            for of, to in [*pairs, ("ring", "vhost"), ("ring", "copy")]
+        )
+        notes.append(
+            f"{len(others)} more rounds are not counted, in which the two processors were at another distance: a loop "
+            f"that copies did {statistics.median(one['copy'] for one in others) / copied:.2f} of what it did in those "
+            f"that are, and the ratios were {ratios}."
+        )
+    if rounds.unsteady:
+        notes.append(f"{rounds.unsteady} more rounds are not counted, in the course of which that distance changed.")
     return notes
