@@ -289,7 +289,8 @@ def _times(report: Report, found: Mapping[str, list[float]]) -> None:
 def _bounds(bench: Bench, found: Mapping[str, list[float]]) -> list[str]:
     notes = [
         f"What forwards has processor {bench.forwarder}; one thread on processor {bench.clients} sends all frames and "
-        "takes them. It writes and reads every frame: four cache lines of each go from one processor to the other and back."
+        "takes them. It writes and reads every frame: four cache lines of each go from one processor to the other and "
+        "back."
     ]
     idle = {name: statistics.median(found[f"{name}_idle"]) for name in WAYS if name in found}
     shares = ", ".join(f"{name} {share:.0%}" for name, share in idle.items())
