@@ -46,9 +46,13 @@ int channel_open(struct channel *channel, const char *name);
 /* Tells the other side that no more is to come (sender), or that nobody reads any more (receiver). */
 void channel_close(struct channel *channel);
 
-/* What channel_send and channel_receive do when it can't be done at once. */
+/* What the calls below do when it can't be done at once, or is not over a plain ring. */
 int channel_send_slowly(struct channel *channel, const void *data, size_t size, uint64_t limit_ns);
 int64_t channel_receive_slowly(struct channel *channel, void *data, size_t room, uint64_t limit_ns);
+int channel_reserve_slowly(struct channel *channel, size_t size, void **payload, uint64_t limit_ns);
+void channel_commit_slowly(struct channel *channel, size_t size);
+int64_t channel_peek_slowly(struct channel *channel, const void **payload, uint64_t limit_ns);
+void channel_release_slowly(struct channel *channel);
 void channel_ring(const struct channel *channel);
 
 /* Sends a copy of `size` bytes. A broadcast never waits. */
@@ -76,12 +80,33 @@ static inline int64_t channel_receive(struct channel *channel, void *data, size_
 }
 
 /* Zero-copy: *payload is room for `size` bytes in the ring itself; channel_commit publishes that many, or fewer. */
-int channel_reserve(struct channel *channel, size_t size, void **payload, uint64_t limit_ns);
-void channel_commit(struct channel *channel, size_t size);
+static inline int channel_reserve(struct channel *channel, size_t size, void **payload, uint64_t limit_ns) {
+    if (channel->sends && size <= UINT32_MAX && !ring_reserve(&channel->ring, (uint32_t)size, payload))
+        return 0;
+    return channel_reserve_slowly(channel, size, payload, limit_ns);
+}
+static inline void channel_commit(struct channel *channel, size_t size) {
+    if (!channel->sends)
+        channel_commit_slowly(channel, size);
+    else if (ring_commit(&channel->ring, (uint32_t)size))
+        channel_ring(channel);
+}
 
 /* Zero-copy: *payload is the next message, in the ring until channel_release. Not for a broadcast. Returns its size. */
-int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns);
-void channel_release(struct channel *channel);
+static inline int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns) {
+    uint32_t size;
+    int result = SHM_EMPTY;
+    if (channel->receives)
+        for (unsigned i = channel->looks; (result = ring_peek(&channel->ring, payload, &size)) == SHM_EMPTY && i; i--)
+            ring_spin(&channel->ring);
+    return result ? channel_peek_slowly(channel, payload, limit_ns) : (int64_t)size;
+}
+static inline void channel_release(struct channel *channel) {
+    if (!channel->receives)
+        channel_release_slowly(channel);
+    else if (ring_release(&channel->ring))
+        channel_ring(channel);
+}
 
 /* Waits at a barrier until every party has arrived. */
 int channel_join(struct channel *channel, uint64_t limit_ns);

@@ -271,7 +271,7 @@ static int may_send(const struct channel *channel) {
     return channel->end->role == GUEST_ROLE_SEND;
 }
 
-int channel_reserve(struct channel *channel, size_t size, void **payload, uint64_t limit_ns) {
+int channel_reserve_slowly(struct channel *channel, size_t size, void **payload, uint64_t limit_ns) {
     if (!may_send(channel))
         return CHANNEL_ROLE;
     if (size > channel->end->max_message)
@@ -288,7 +288,7 @@ int channel_reserve(struct channel *channel, size_t size, void **payload, uint64
     }
 }
 
-void channel_commit(struct channel *channel, size_t size) {
+void channel_commit_slowly(struct channel *channel, size_t size) {
     int must_ring = channel->end->kind == SHM_BROADCAST ? broadcast_commit(&channel->broadcast, (uint32_t)size)
                                                         : ring_commit(&channel->ring, (uint32_t)size);
     if (must_ring)
@@ -310,7 +310,7 @@ int channel_send_slowly(struct channel *channel, const void *data, size_t size, 
 
 /* ---- receiving --------------------------------------------------------------------------------------------------------- */
 
-int64_t channel_peek(struct channel *channel, const void **payload, uint64_t limit_ns) {
+int64_t channel_peek_slowly(struct channel *channel, const void **payload, uint64_t limit_ns) {
     uint32_t kind = channel->end->kind, size;
     if (!is_receiver(channel) || kind == SHM_BROADCAST || kind == SHM_BARRIER)
         return CHANNEL_ROLE;
@@ -324,7 +324,7 @@ int64_t channel_peek(struct channel *channel, const void **payload, uint64_t lim
     }
 }
 
-void channel_release(struct channel *channel) {
+void channel_release_slowly(struct channel *channel) {
     int must_ring =
         channel->end->kind == SHM_MPSC ? mpsc_release(&channel->mpsc) : ring_release(&channel->ring);
     if (must_ring)

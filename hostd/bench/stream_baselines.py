@@ -30,7 +30,7 @@ from hostd.bench import BenchError
 HERE = Path(__file__).resolve().parent / "stream"
 ANSWER_LIMIT = 120.0
 """seconds after which a pair that says nothing is given up"""
-SMALL_RING, LARGE_RING, PLACE_RING = 256 << 10, 4 << 20, 16 << 20
+SMALL_RING, LARGE_RING, PLACE_RING = 256 << 10, 4 << 20, 32 << 20
 SMALL, LONGEST = 8192, 1 << 20
 """messages up to SMALL bytes go by the small ring"""
 RING_STRUCT = 512

@@ -70,7 +70,7 @@ def tables(guests: int, cpus: Sequence[int]) -> dict[str, Any]:
         "jobs": {"kind": "broadcast", "size": 64 * KIB},
         "results": {"kind": "mpsc", "size": 4 * KIB},
         "large": {"size": 4 * MIB},
-        "place": {"size": 16 * MIB},
+        "place": {"size": 32 * MIB},
         "hub": {"kind": "mpsc", "size": 256 * KIB},
         "hub-large": {"kind": "mpsc", "size": 4 * MIB},
         "feed": {"kind": "broadcast", "size": 256 * KIB},

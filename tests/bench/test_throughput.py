@@ -32,8 +32,9 @@ def leftovers():
 def test_each_pair_sends_messages_of_any_size(name):
     with Pairs(CPUS) as pairs:
         assert pairs.missing(KINDS[name]) is None
-        for size in (8, 64, 4096, 65536):
-            assert pairs.get(name).rate(size, 20000 if size < 4096 else 40) > 0
+        # More than one read can take: the first's messages are not timed.
+        for size, count in ((8, 60000), (64, 10000), (4096, 300), (65536, 40)):
+            assert pairs.get(name).rate(size, count) > 0
 
 
 def test_pairs_leave_nothing():

@@ -24,7 +24,7 @@
 #define LONGEST (1 << 20)
 #define SMALL_RING (256 << 10)
 #define LARGE_RING (4 << 20)
-#define PLACE_RING (16 << 20)
+#define PLACE_RING (32 << 20)
 #define STREAM_BUFFER (256 << 10)
 
 static unsigned char message[LONGEST] __attribute__((aligned(4096)));

@@ -24,6 +24,13 @@
 #define RING_MIN_SIZE 512
 #define RING_MAX_SIZE (1ull << 36)
 
+/*
+ * Lines that are asked for early. Messages of up to RING_NEAR cells lie so close that the processor foresees them by itself; of
+ * longer ones, which often are all of one size, the header so many messages ahead is where it probably will be.
+ */
+#define RING_NEAR 8
+#define RING_AHEAD 2
+
 /* One line each, by who writes it and how often. */
 struct ring_shared {
     _Alignas(SHM_LINE) uint64_t head;       /* consumer, at each release: cells before it are free */
@@ -43,6 +50,9 @@ struct ring {
     uint64_t position;
     uint64_t head;          /* producer: the consumer's position when it last looked */
     uint64_t span;          /* cells of the message that is reserved or peeked */
+    uint32_t run;           /* consumer: messages since it last found nothing */
+    uint32_t trial;         /* consumer: how often it finds nothing before it tries to hang back again */
+    uint32_t hangs_back;    /* consumer: it does */
     uint32_t *data_wait;    /* the consumer's sleep flag: the ring's own, or its mpsc's */
     uint32_t *space_wait;
     uint32_t max_message;
@@ -171,7 +181,7 @@ static inline int ring_commit(struct ring *ring, uint32_t size) {
     ring_publish(ring, ring->position, size);
     ring->position += span;
     __atomic_store_n(&ring->shared->tail, ring->position, __ATOMIC_RELAXED);
-    shm_prefetch_write(ring_header(ring, ring->position + 1));
+    shm_prefetch_write(ring_header(ring, ring->position + (span > RING_NEAR ? RING_AHEAD * span : 1)));
     return shm_must_ring(ring->data_wait, ring->flags);
 }
 
@@ -194,8 +204,31 @@ static inline int ring_has_data(const struct ring *ring) {
     return (uint32_t)shm_load64(ring_header(ring, ring->position)) == ring_sequence(ring->position);
 }
 
-/* Between two looks of a consumer that spins: the producer writes a message's second line first, so have it come early. */
-static inline void ring_spin(const struct ring *ring) {
+/*
+ * Between two looks of a consumer that spins.
+ *
+ * Who keeps pace with a stream pays for each message with a line that goes to and fro: the consumer polls what the producer is
+ * about to write. Who hangs back a little finds many messages together, and neither waits for the other. But for an answer
+ * hanging back would be time lost. So it is tried once in a while: if many messages were there afterwards it goes on, else the
+ * next trial is so far away that what it cost doesn't show.
+ */
+#define RING_TRIAL 4096
+#define RING_HANG_BACK 12 /* pauses */
+#define RING_STREAM 8     /* messages that were there afterwards, at least */
+
+static inline void ring_spin(struct ring *ring) {
+    if (ring->run) {
+        if (ring->hangs_back)
+            ring->hangs_back = ring->run >= RING_STREAM;
+        else if (!ring->trial--) {
+            ring->trial = RING_TRIAL;
+            ring->hangs_back = 1;
+        }
+        ring->run = 0;
+        for (int i = 0; ring->hangs_back && i < RING_HANG_BACK; i++)
+            shm_pause();
+    }
+    /* The producer writes a message's second line first, so have it come early. */
     __builtin_prefetch(ring_header(ring, ring->position + 1));
     shm_pause();
 }
@@ -219,6 +252,8 @@ static inline int ring_peek(struct ring *ring, const void **payload, uint32_t *s
         if (length > ring->max_message || span > room)
             return ring_fail(ring, SHM_E_CORRUPT, "length");
         ring->span = span;
+        if (span > RING_NEAR)
+            __builtin_prefetch(ring_header(ring, ring->position + RING_AHEAD * span));
         *payload = ring->cells + at * SHM_LINE + RING_HEADER;
         *size = (uint32_t)length;
         return SHM_OK;
@@ -229,6 +264,7 @@ static inline int ring_peek(struct ring *ring, const void **payload, uint32_t *s
 static inline void ring_pass(struct ring *ring) {
     ring->position += ring->span;
     ring->span = 0;
+    ring->run++;
 }
 
 /* Gives back all cells that were passed. Returns 1 when the caller must ring for the producer. */
