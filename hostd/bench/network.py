@@ -141,9 +141,13 @@ class Bench:
             self.notes.append(f"testpmd is left out: {why}.")
             return
         without = self.stack.enter_context(huge_pages())
+        try:
+            testpmd = self.stack.enter_context(Testpmd(self.forwarder, huge=without is None))
+        except BenchError as error:
+            self.notes.append(f"testpmd is left out: {error}.")
+            return
         if without is not None:
             self.notes.append(f"{without}.")
-        testpmd = self.stack.enter_context(Testpmd(self.forwarder, huge=without is None))
         self._spinner("testpmd", testpmd, self.stack.enter_context(Traffic.by_queues(testpmd.paths)))
 
     def _spinner(self, name: str, spinner: Spinner, traffic: Traffic) -> None:

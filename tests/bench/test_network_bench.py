@@ -149,6 +149,19 @@ def test_a_missing_testpmd_is_a_sentence_with_its_packages(monkeypatch: pytest.M
     assert "dpdk-dev" in why
 
 
+def test_a_testpmd_that_does_not_come_up_is_a_sentence_with_its_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "dpdk-testpmd"
+    program.write_text("#!/bin/sh\necho no such device\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(BenchError, match="dpdk-testpmd ended at once: no such device"):
+        network_testpmd.Testpmd(0, huge=False)
+    assert os.listdir(tmp_path) == ["dpdk-testpmd"]
+
+
 @needs_two
 @pytest.mark.parametrize(
     ("cpus", "sentence"),
