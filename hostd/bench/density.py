@@ -6,6 +6,8 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import os
+import shutil
 import signal
 import tempfile
 import time
@@ -40,6 +42,7 @@ MODES: dict[str, dict[str, Any]] = {
     "ksm": {"copied": True, "mergeable": True},
 }
 """keys of the cluster file"""
+FOLDER = "hostd-density-"
 SETTLE_STEP, SETTLE_LIMIT = 0.3, 8.0
 SETTLED = 0.002
 """part of the memory whose change in a step no longer counts"""
@@ -162,10 +165,7 @@ class Sweep:
         self.notes[f"{mode}: the sweep ended at {count} guests; the limit met: {why}."] = None
 
     def _room(self, wanted: int, last: int, cost: float) -> tuple[int, str | None]:
-        """Return how many of `wanted` guests there can be, and which limit keeps the rest away."""
-        tightest = limits(wanted)[0]
-        if wanted > tightest.guests:
-            return tightest.guests, tightest.sentence()
+        """Return how many of `wanted` guests there is memory for, and what keeps the rest away."""
         available = meminfo()["MemAvailable"]
         fit = last + max(0, int((available - self.leave) / cost)) if cost else wanted
         if wanted > fit:
@@ -204,7 +204,7 @@ class Sweep:
             if abs(now - last) <= SETTLED * now:
                 break
             last = now
-        while merging is not None and not await asyncio.to_thread(merging.settled):
+        while merging is not None and not await merging.settled():
             if time.monotonic() > self.deadline:
                 raise LimitMet("the time limit (--time-limit)")
 
@@ -234,10 +234,13 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
         notes.append(f"ksm is left out: {why}.")
     if not modes:
         raise BenchError(f"no mode is left to be measured: {why}")
-    with tempfile.TemporaryDirectory(prefix="hostd-density-") as folder:
+    counts, why = _allowed(_steps(options))
+    if why is not None:
+        notes.append(f"The sweep ended at {counts[-1]} guests; the limit met: {why}.")
+    with _folder() as folder:
         sweep = Sweep(
-            _kind(options, Path(folder)),
-            _steps(options),
+            _kind(options, folder),
+            counts,
             options.write,
             options.idle,
             _size("--leave", options.leave),
@@ -251,6 +254,16 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
     report = Report(bench="density", command="", machine={}, notes=[*notes, *sweep.notes])
     write(report, found, sweep.sharing, modes, options, sweep.kind)
     return report
+
+
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
+    """Give a folder for the guests' image; it goes with this context, or a killed run's with the next one."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        if not Path("/proc", left.name.removeprefix(FOLDER).partition(".")[0]).exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{FOLDER}{os.getpid()}.") as folder:
+        yield Path(folder)
 
 
 def _kind(options: argparse.Namespace, folder: Path) -> Kind:
@@ -268,6 +281,16 @@ def _steps(options: argparse.Namespace) -> list[int]:
     if not 1 <= options.step <= options.most:
         raise BenchError(f"--step {options.step}: it must be from 1 to --most, {options.most}")
     return [*range(options.step, options.most, options.step), options.most]
+
+
+def _allowed(counts: list[int]) -> tuple[list[int], str | None]:
+    """Return the steps that the host's limits allow, the last one as far as it does, and which limit ended them."""
+    tightest = limits(counts[-1])[0]
+    if counts[-1] <= tightest.guests:
+        return counts, None
+    if tightest.guests < 1:
+        raise BenchError(tightest.sentence())
+    return [*(count for count in counts if count < tightest.guests), tightest.guests], tightest.sentence()
 
 
 def _size(option: str, text: str) -> int:

@@ -5,6 +5,7 @@ Linux, Documentation/admin-guide/mm/ksm.rst.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import time
@@ -55,12 +56,12 @@ class Merging:
         self._keeper.stdin.close()
         self._keeper.wait()
 
-    def settled(self) -> bool:
+    async def settled(self) -> bool:
         """Wait a moment; tell whether nothing more was merged meanwhile, in enough scans."""
         scans, merged = self._get("full_scans"), self._get("pages_sharing")
         limit = time.monotonic() + 10.0
         while self._get("full_scans") < scans + SETTLED_SCANS and time.monotonic() < limit:
-            time.sleep(0.05)
+            await asyncio.sleep(0.05)
         return self._get("pages_sharing") <= merged * 1.001
 
     def pause(self) -> None:

@@ -12,8 +12,8 @@ from hostd.doctor.check import Check
 
 WANTED = 1000
 """guests at once that the doctor thinks of"""
-LINKS, LINK_BASE = 1, 64
-"""descriptors that a supervisor has for each guest, and besides"""
+LINKS, LINK_BASE = 1, 384
+"""descriptors that a supervisor has for each guest, and besides: those of guests that are just being started"""
 FILES, FILES_BASE = 24, 256
 """open files in all for each guest: its own, its sockets' and eventfds', and besides"""
 TASKS, TASK_BASE = 3, 16

@@ -50,8 +50,8 @@ class Figures:
         """Note that a guest runs, with `alive` guest processes there; tell whether it is time to `size` some."""
         self._last = now
         self.started += 1
-        used = -self._available() if self.group is None else self.group.usage()
-        self._samples.append((alive, used))
+        with contextlib.suppress(OSError):  # Too many open files: the guests matter more.
+            self._samples.append((alive, -self._available() if self.group is None else self.group.usage()))
         # Late, when they share as much as they will, but before the last one, who may end the wait of all others.
         return self.started == max(1, self._total * 9 // 10)
 

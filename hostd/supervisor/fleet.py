@@ -199,7 +199,12 @@ class Fleet:
     def _connect(self, run: GuestRun, delay: float) -> None:
         if run.pid is None or run.link is not None:
             return
-        link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            link = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as error:
+            self._never_ran(run, failure(run.name, f"its process can't be reached: {error.strerror}; see hostd doctor"))
+            self.kill(run)
+            return
         try:
             link.connect(os.fspath(self._directory.socket(run.name)))
         except OSError:  # It has not come so far yet; if it never does, its end or the time limit tells.

@@ -7,11 +7,14 @@ the right to make a group, as root has; without it there is none.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
 PREFIX = "cgroup:"
+BUSY_LIMIT = 2.0
 ROOT = Path("/sys/fs/cgroup")
 
 
@@ -73,5 +76,17 @@ def remove_groups(items: Iterable[str]) -> None:
         with contextlib.suppress(OSError):
             for pid in (path / "cgroup.procs").read_text().split():
                 (path.parent / "cgroup.procs").write_text(pid)
-        with contextlib.suppress(OSError):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """Remove a group; it can be busy for a moment after its last process has gone."""
+    deadline = time.monotonic() + BUSY_LIMIT
+    while True:
+        try:
             os.rmdir(path)
+        except OSError as error:
+            if error.errno == errno.EBUSY and time.monotonic() < deadline:
+                time.sleep(0.01)
+                continue
+        return
