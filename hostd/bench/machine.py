@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import hostd
 from hostd.doctor import kvm_kind
 
 PROGRAMS = {
@@ -19,7 +20,7 @@ PROGRAMS = {
     "dpdk": ("pkg-config", "--modversion", "libdpdk"),
     "iperf3": ("iperf3", "--version"),
 }
-PACKAGES = ("hostd", "cffi", "msgpack", "posix_ipc", "pyzmq", "iceoryx2")
+PACKAGES = ("cffi", "msgpack", "posix_ipc", "pyzmq", "iceoryx2")
 
 
 def describe() -> dict[str, Any]:
@@ -43,7 +44,7 @@ def describe() -> dict[str, Any]:
 
 
 def _packages() -> dict[str, str]:
-    found = {}
+    found = {"hostd": hostd.__version__}
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)

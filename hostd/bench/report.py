@@ -115,6 +115,8 @@ class Report(BaseModel):
     """of the JSON"""
     bench: str
     command: str
+    taken: str = ""
+    """when the run ended: ISO 8601, UTC"""
     machine: dict[str, Any]
     cluster_files: dict[str, str] = {}
     """the text of each cluster file that was run, by name"""

@@ -39,13 +39,25 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` (default: this process's); return the exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments and arguments[0] in COMMANDS:
+    try:
         try:
-            from hostd.cli.command import run_command
+            return _run(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # The reader of our output has gone, as in `hostd --help | head -1`.
+        import os
 
-            return run_command(arguments[0], arguments[1:])
-        except KeyboardInterrupt:
-            return 130
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in COMMANDS:
+        from hostd.cli.command import run_command
+
+        return run_command(arguments[0], arguments[1:])
     return _overview(arguments)
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import sys
+from pathlib import Path
 
-from hostd.cli.reporting import add_report_options, deliver
+from hostd.cli.reporting import add_report_options, show, take
 
 EXAMPLES = (
     "hostd bench boot debian-cloud --rounds 5",
     "hostd bench memory debian-cloud --guests 4 --memory 128MiB --json",
+    "hostd bench latency --html latency.html --plot latency.png --compare before.json",
+    "hostd bench show latency.json --html latency.html",
 )
+SHOW = "show"
+"""is no benchmark: shows what one has found before"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +33,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         )
         add_report_options(kind)
         module.configure(kind)
+    again = kinds.add_parser(SHOW, help="a report that was written with --json", description="Shows a report again.")
+    again.add_argument("report", type=Path, metavar="REPORT", help="what a benchmark wrote with --json")
+    add_report_options(again, rounds=False)
 
 
 def run(options: argparse.Namespace) -> int:
+    from hostd.bench.compare import read
     from hostd.bench.registry import load
     from hostd.supervisor.foreground import signals_raise
 
+    if options.benchmark == SHOW:
+        return show(read(options.report), options)
     with signals_raise():
-        return deliver(load(options.benchmark).measure(options, _tell), options)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+        return take(options.benchmark, load(options.benchmark).measure, options)

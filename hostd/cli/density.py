@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
-from hostd.cli.reporting import add_report_options, deliver
+from hostd.cli.reporting import add_report_options, take
 
 EXAMPLES = (
     "hostd density",
     "hostd density --guests 100,200 --modes shared --rounds 1 --json",
     "hostd density --step 50 --most 400 --image-size 16MiB",
+    "hostd density --html density.html --plot density.png",
     "hostd lab --memory 3GiB -- hostd density --kernel debian-cloud --guests 1,2,4 --rounds 1",
 )
 
@@ -26,8 +26,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from hostd.bench.density import measure
 
-    return deliver(measure(options, _tell), options)
-
-
-def _tell(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    return take("density", measure, options)

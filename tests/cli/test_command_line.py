@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -138,3 +139,13 @@ def test_doctor() -> None:
 def test_columns(capsys: pytest.CaptureFixture[str]) -> None:
     print_columns(("NAME", "N"), [("a", 5), ("long name", None)], right=(1,))
     assert capsys.readouterr().out == "NAME       N\na          5\nlong name  -\n"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["bench", "show", "--help"], ["validate", "--help"]])
+def test_a_reader_that_goes_leaves_no_traceback(arguments: list[str]) -> None:
+    out, theirs = os.pipe()
+    os.close(out)
+    with os.fdopen(theirs, "wb") as nobody:
+        command = [sys.executable, "-m", "hostd.cli", *arguments]
+        done = subprocess.run(command, stdout=nobody, stderr=subprocess.PIPE, timeout=60, check=False, cwd=ROOT)
+    assert done.stderr == b""
