@@ -313,10 +313,13 @@ static void add(struct traffic_count *sum, const struct traffic_count *piece) {
     sum->idle_ns += piece->idle_ns;
 }
 
-/* Had both their processors to themselves? Who is waited for by the other one spins, so what it uses says nothing then. */
+/*
+ * Had both their processors to themselves? Who is waited for by the other one spins, so what it uses says nothing then. More
+ * than all of the time can't be: where a clock says so, it is wrong.
+ */
 static int is_quiet(const struct traffic_count *piece, uint64_t own_ns) {
-    uint64_t least = piece->wall_ns - piece->wall_ns / 50;
-    return own_ns >= least && piece->forwarder_ns >= least;
+    uint64_t slack = piece->wall_ns / 50, least = piece->wall_ns - slack, most = piece->wall_ns + slack;
+    return own_ns >= least && piece->forwarder_ns >= least && piece->forwarder_ns <= most;
 }
 
 static int64_t measure(struct traffic *traffic, struct ends *ends, const struct message *message, clockid_t forwarder,
