@@ -150,6 +150,8 @@ class Sweep:
                 if self.kind.talks:
                     values["messages"] = count * TALK / await crowd.talk(TALK)
             except LimitMet as limit:
+                if crowd.supervisor.fleet.failed_start is not None and not last:
+                    raise BenchError(str(limit)) from None
                 self._note(mode, last, str(limit))
                 return str(limit)
             found |= {f"{mode} {count} {name}": value for name, value in values.items()}

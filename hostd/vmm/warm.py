@@ -138,7 +138,10 @@ class WarmParent:
             configuration = message["configure"]
             self.directory, self.foreground = configuration["directory"], configuration["foreground"]
             self.cleanup = configuration["cleanup"]
-        return "quit" not in message
+        if "quit" in message:
+            self._end_children()  # None is left, unless the supervisor has lost sight of one.
+            return False
+        return True
 
     def _refuse(self) -> None:
         """Answer a request to start that fork could not serve."""
@@ -195,8 +198,7 @@ class WarmParent:
         for message in untold:
             self._tell(message)
 
-    def _sweep(self) -> None:
-        """End the guests and remove what the run made: its supervisor was killed and can't."""
+    def _end_children(self) -> None:
         pids = self._children().values()
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -204,6 +206,10 @@ class WarmParent:
         for pid in pids:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
+
+    def _sweep(self) -> None:
+        """End the guests and remove what the run made: its supervisor was killed and can't."""
+        self._end_children()
         remove_groups(self.cleanup)
         remove_networks(self.cleanup)
         for item in self.cleanup:
