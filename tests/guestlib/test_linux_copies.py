@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from collections.abc import Iterator
@@ -168,6 +169,17 @@ def test_a_link_that_a_copy_makes_is_not_followed_by_it(agent: Agent, host: Host
     assert put(host, "/dest", top + record(Kind.FILE, "l", b"in its place"), flags=CopyFlag.EXACT)[0] == Type.DONE
     assert (agent.root / "dest" / "l").read_bytes() == b"in its place"
     assert list((agent.root / "outside").iterdir()) == []
+
+
+def test_a_link_to_everything_leads_to_the_root_of_copies(agent: Agent, host: Host) -> None:
+    (agent.root / "all").symlink_to("/")
+    before = os.stat("/").st_mode
+    folder = record(Kind.DIRECTORY, "", mode=0o2711)
+    assert put(host, "/", folder, name="all") == (Type.ERROR, errno.ENOTDIR)
+    assert put(host, "/all", folder, flags=CopyFlag.EXACT)[0] == Type.DONE
+    assert os.stat("/").st_mode == before
+    assert agent.root.stat().st_mode & 0o7777 == 0o2711
+    assert put(host, "/all", record(Kind.FILE, "", b"x"), flags=CopyFlag.EXACT) == (Type.ERROR, errno.EISDIR)
 
 
 @pytest.mark.parametrize(

@@ -36,19 +36,12 @@ static int find_place(struct put *put, char *path, const char *name) {
         path[--size] = 0;
     int exact = put->flags & AGENT_COPY_EXACT;
     int folder = open_within(copy_root, path, O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT);
-    if (folder >= 0 && !exact) {
+    if (folder >= 0) { /* Links were followed to here, inside of the root; from here on none is. */
         put->base = folder;
-        snprintf(put->leaf, sizeof put->leaf, "%s", name);
-        return is_name(name) ? 0 : EINVAL;
+        snprintf(put->leaf, sizeof put->leaf, "%s", exact ? "." : name);
+        return exact || is_name(name) ? 0 : EINVAL;
     }
-    if (folder >= 0)
-        close(folder);
     char *slash = strrchr(path, '/');
-    if (!slash[1]) { /* "/" itself */
-        put->base = open_within(copy_root, "/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT);
-        snprintf(put->leaf, sizeof put->leaf, ".");
-        return put->base < 0 ? errno : 0;
-    }
     snprintf(put->leaf, sizeof put->leaf, "%s", slash + 1);
     *slash = 0;
     put->base = open_within(copy_root, *path ? path : "/", O_PATH | O_DIRECTORY, RESOLVE_IN_ROOT);
@@ -129,8 +122,7 @@ static struct timespec record_time(struct put *put) {
 static int make_folder(struct put *put, int parent, const char *name) {
     if (mkdirat(parent, name, 0700) && errno != EEXIST)
         return -1;
-    /* The destination itself may be a link to a directory; what is below may not. */
-    int fd = open_within(parent, name, O_RDONLY | O_DIRECTORY | (put->first ? 0 : O_NOFOLLOW), 0);
+    int fd = open_within(parent, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0);
     if (fd < 0)
         return -1;
     if (own(put, fd, -1, NULL) || fchmod(fd, put->record.mode & 07777)) {
@@ -205,6 +197,8 @@ static int begin_record(struct stream *stream) {
         return fail(stream, EINVAL, "a record's target: ");
     if (!put->first && put->top < 0)
         return fail(stream, ENOTDIR, "");
+    if (put->first && record->kind != AGENT_DIRECTORY && !strcmp(name, "."))
+        return fail(stream, EISDIR, "");
     int parent;
     if (put->first) {
         parent = fcntl(put->base, F_DUPFD_CLOEXEC, 3);
