@@ -193,6 +193,10 @@ class Guest:
 
         return console.connect(ClusterDirectory(self.cluster.name).guests / f"{self.name}.console.sock", self.name)
 
+    def start(self) -> None:
+        """Start it again after it has ended; return when it runs. Raises ControlError: it runs already, or can't."""
+        self.cluster.call("start", guests=[self.name])
+
     def stop(self, *, grace: float = 10.0) -> None:
         """Stop it for good: a Linux guest in good order in `grace` seconds if its agent answers, then by force."""
         self.cluster.call("stop", timeout=30 + grace, guests=[self.name], grace=grace)

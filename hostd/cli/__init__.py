@@ -17,6 +17,7 @@ COMMANDS = {
     "exec": "run a command in a Linux guest",
     "cp": "copy files and folders between this host and Linux guests",
     "console": "join this terminal to a guest's console",
+    "start": "start guests again that have ended",
     "stop": "stop guests for good",
     "kill": "kill the processes of guests",
     "net": "list and show networks, and let other programs join them",

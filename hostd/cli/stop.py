@@ -29,8 +29,10 @@ def run(options: argparse.Namespace) -> int:
     return apply(options, "stop", "stopped", grace=options.grace)
 
 
-def apply(options: argparse.Namespace, call: str, done: str, *, grace: float | None = None) -> int:
-    """Ask for `call` on each target and say that it is `done`."""
+def apply(
+    options: argparse.Namespace, call: str, done: str, *, grace: float | None = None, nothing: str = "nothing"
+) -> int:
+    """Ask for `call` on each target and say that it is `done`, or that `nothing` was."""
     from hostd.cli.targets import find
 
     names: list[str] = []
@@ -41,5 +43,5 @@ def apply(options: argparse.Namespace, call: str, done: str, *, grace: float | N
     if options.json:
         print_json({done: names})
     else:
-        print(f"{done} {', '.join(names)}")
+        print(f"{done} {', '.join(names) or nothing}")
     return 0

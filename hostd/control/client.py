@@ -49,11 +49,23 @@ class Client:
 
         Raises ControlError with the supervisor's own sentence, or when it doesn't answer.
         """
+        self.ask(name, timeout=timeout, **arguments)
+        return self.answer(name, timeout=timeout)
+
+    def ask(self, name: str, *, timeout: float | None = 30.0, **arguments: object) -> None:
+        """Send a request and do not wait for its answer, which `answer` gives. Raises ControlError."""
         self._number += 1
         request = {"v": VERSION, "id": self._number, "call": name, "args": arguments}
         self._socket.settimeout(timeout)
         try:
             self._socket.sendall(pack_frame(request, REQUEST_LIMIT))
+        except (OSError, FrameError) as error:
+            raise ConnectionLostError(f"{name}: the connection to the supervisor broke: {error}") from error
+
+    def answer(self, name: str, *, timeout: float | None = 30.0) -> Any:
+        """Return the answer to the last request, which was `name`. Raises as `call` does."""
+        self._socket.settimeout(timeout)
+        try:
             answer = self._next()
             while answer.get("id") not in (self._number, None):
                 answer = self._next()

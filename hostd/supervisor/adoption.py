@@ -151,12 +151,12 @@ def restore(fleet: Fleet, found: dict[str, Survivor], journal: Iterable[dict[str
         run = fleet.runs.get(entry.get("name", ""))
         if run is None:
             continue
+        run.stopping = entry.get("stopping", run.stopping)
         run.restarts, run.start_ns = entry.get("restarts", run.restarts), entry.get("start_ns", run.start_ns)
         if entry["event"] == FORKED:
             run.pid, run.state, run.result = entry["pid"], "running", None
         elif entry["event"] == ENDED:
             run.state, run.result, run.reports = "ended", entry["result"], entry["reports"]
-            run.stopping = entry["stopping"]
     for run in fleet.runs.values():
         run.pid = None
         survivor = found.get(run.name)

@@ -335,6 +335,30 @@ class Fleet:
         if run.state == "restarting" and not self._closed:
             self.launch(run)
 
+    async def start_again(self, runs: Iterable[GuestRun]) -> list[GuestRun]:
+        """Start those of `runs` that have ended, or would be restarted; return them when they run or have ended again.
+
+        Whether each could be started is in its `failed_start`.
+        """
+        asked = []
+        for run in runs:
+            if run.state == "ended":
+                await self.wait_finished([run])  # Its process may still be on its way out.
+            elif run.state != "restarting":
+                continue
+            await self._slots.acquire()
+            if self._closed or run.state not in ("ended", "restarting"):
+                self._slots.release()
+                continue
+            self._starting.add(run.name)
+            run.state, run.stopping, run.crashes = "restarting", False, 0
+            self._restart(run)
+            asked.append((run, run.restarts))
+        for run, number in asked:
+            while run.restarts == number and run.state in ("restarting", "starting"):
+                await self._change.wait()
+        return [run for run, _ in asked]
+
     # --- stopping ----------------------------------------------------------------------------------------------
 
     def kill(self, run: GuestRun) -> None:

@@ -17,6 +17,8 @@ from hostd.supervisor.guest_run import GuestRun
 if TYPE_CHECKING:
     from hostd.supervisor.supervisor import Supervisor
 
+AGAIN = ("ended", "restarting")
+"""states of a guest that can be started again"""
 Arguments = Mapping[str, Any]
 
 
@@ -35,6 +37,7 @@ class Service:
             "slots": self.slots,
             "read": self.read,
             "framebuffer": self.framebuffer,
+            "start": self.start,
             "stop": self.stop,
             "kill": self.kill,
             "down": self.down,
@@ -150,6 +153,19 @@ class Service:
             "height": picture.height,
             "stride": picture.stride,
         }
+
+    async def start(self, arguments: Arguments) -> list[str]:
+        """Start the named guests again, which must have ended (all that have, if none is named)."""
+        runs = self._named(arguments)
+        if arguments.get("guests"):
+            for run in runs:
+                if run.state not in AGAIN:
+                    raise RequestError(f"guest {run.name}: cannot be started again, it is {run.state}")
+        started = await self._fleet.start_again(runs)
+        for run in started:
+            if run.failed_start and run.result is not None:
+                raise RequestError(run.result["message"])
+        return [run.name for run in started]
 
     async def stop(self, arguments: Arguments) -> list[str]:
         """Stop the named guests (all, if none is named) for good; Linux guests may take `grace` seconds to do it."""
