@@ -11,6 +11,7 @@ from hostd.bench.rounds import Tell
 
 MODULES = {
     "boot": "a Linux guest's way to the first line of its init, beside QEMU microvm",
+    "control": "how long a request to a supervisor takes: a guest's start to its first message, its end, commands",
     "disks": "one file that several Linux guests read: pmem with DAX beside virtio-blk",
     "latency": "round trips between guests, beside host processes and libraries",
     "memory": "what a Linux guest costs, beside QEMU microvm",
