@@ -44,6 +44,8 @@ MODES: dict[str, dict[str, Any]] = {
 """keys of the cluster file"""
 FOLDER = "hostd-density-"
 SETTLE_STEP, SETTLE_LIMIT = 0.3, 8.0
+LINUX_SETTLE = 5.0
+"""seconds after a Linux guest's first line, in which it loads modules and mounts"""
 SETTLED = 0.002
 """part of the memory whose change in a step no longer counts"""
 TALK = 16
@@ -178,6 +180,8 @@ class Sweep:
     async def _measure(self, crowd: Crowd, before: Before, merging: density_ksm.Merging | None) -> dict[str, float]:
         """Return what the guests that are there cost at rest."""
         group = crowd.supervisor.fleet.figures.group
+        if group is None:
+            self.notes["The measure by control group is left out: this process may not make one here."] = None
         warm = crowd.supervisor.warm_pid
         pids = [*crowd.pids, *([warm] if warm is not None else [])]
         values: dict[str, float] = {}
@@ -198,6 +202,8 @@ class Sweep:
 
     async def _settle(self, crowd: Crowd, merging: density_ksm.Merging | None) -> None:
         """Wait until the guests have come to rest: the memory that is available no longer changes."""
+        if not self.kind.talks:
+            await asyncio.sleep(LINUX_SETTLE)
         limit = time.monotonic() + SETTLE_LIMIT
         last = meminfo()["MemAvailable"]
         while time.monotonic() < limit:

@@ -184,12 +184,15 @@ def _named(report: Report, name: str) -> Figure | None:
 
 
 def _note_sharing(report: Report, mode: str, top: int, shares: Sequence[float]) -> None:
-    if shares:
-        whole = sum(share >= 1.0 for share in shares)
-        report.notes.append(
-            f"{mode}: of {len(shares)} pages of the image, {whole} are one and the same in all {top} guests, and "
-            f"{sum(share == 0.0 for share in shares)} are each guest's own."
-        )
+    if not shares:
+        return
+    whole, own = sum(share >= 1.0 for share in shares), sum(share == 0.0 for share in shares)
+    rest = [share for share in shares if 0.0 < share < 1.0]
+    some = f", and {len(rest)} in some {sum(rest) / len(rest):.0%} of them" if rest else ""
+    report.notes.append(
+        f"{mode}: of {len(shares)} pages of the image, {own} are each guest's own, {whole} are one and the same in all "
+        f"{top} guests{some}."
+    )
 
 
 def _bounds(report: Report, found: Found, modes: Sequence[str], options: argparse.Namespace) -> None:
