@@ -32,7 +32,8 @@ HELLO = 1
 READ_LIMIT = 1 << 20
 STACK_SIZE = 256 << 10
 SEND_TIMEOUT = 5.0
-REST_MS = 50
+REST_MS = 250
+"""after so long at rest a process shares its heap: a batch of guests that start needs the processors for itself"""
 KEPT = frozenset({"dir", "lifeline", "log_limit", "bells"})
 """of the spec, once the guest is made"""
 
