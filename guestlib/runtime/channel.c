@@ -279,7 +279,10 @@ int channel_reserve_slowly(struct channel *channel, size_t size, void **payload,
     if (channel->end->kind == SHM_BROADCAST)
         return broadcast_reserve(&channel->broadcast, (uint32_t)size, payload);
     for (;;) {
-        int result = ring_reserve(&channel->ring, (uint32_t)size, payload);
+        int result;
+        for (unsigned i = channel->looks / RING_ROOM_PAUSES;
+             (result = ring_reserve(&channel->ring, (uint32_t)size, payload)) == SHM_FULL && i; i--)
+            ring_spin_for_room();
         if (result != SHM_FULL)
             return result;
         result = wait_one(channel, 1, (uint32_t)size, limit_ns);

@@ -30,7 +30,7 @@ from hostd.bench import BenchError
 HERE = Path(__file__).resolve().parent / "stream"
 ANSWER_LIMIT = 120.0
 """seconds after which a pair that says nothing is given up"""
-SMALL_RING, LARGE_RING, PLACE_RING = 256 << 10, 4 << 20, 32 << 20
+SMALL_RING, LARGE_RING, PLACE_RING = 256 << 10, 4 << 20, 64 << 20
 SMALL, LONGEST = 8192, 1 << 20
 """messages up to SMALL bytes go by the small ring"""
 RING_STRUCT = 512
@@ -55,7 +55,7 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("host_ring", "ring", "the same ring, between two host processes"),
-        Kind("host_in_place", "place", "the same ring, between two host processes, messages made and looked at in it"),
+        Kind("host_in_place", "place", "the same ring of 64 MiB, between two host processes, messages made and looked at in it"),
         Kind("memcpy", "memcpy", "one thread that copies each message into the memory of a ring, and out again"),
         Kind("pipe", "bytes", "pipe(2): a write for each message, reads of all that is there", library=True),
         Kind("unix_socket", "bytes", "Unix stream socket, as pipe", library=True),

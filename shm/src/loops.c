@@ -30,7 +30,7 @@ static int receiver(struct ring *ring, void *memory, uint64_t size, uint32_t mes
 static inline int send(struct ring *ring, const void *data, uint32_t size) {
     int bell, result;
     while ((result = ring_send(ring, data, size, &bell)) == SHM_FULL)
-        shm_pause();
+        ring_spin_for_room();
     return result;
 }
 

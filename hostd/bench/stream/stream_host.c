@@ -24,7 +24,7 @@
 #define LONGEST (1 << 20)
 #define SMALL_RING (256 << 10)
 #define LARGE_RING (4 << 20)
-#define PLACE_RING (32 << 20)
+#define PLACE_RING (64 << 20)
 #define STREAM_BUFFER (256 << 10)
 
 static unsigned char message[LONGEST] __attribute__((aligned(4096)));
@@ -89,7 +89,7 @@ static void send_ring(uint32_t size, uint64_t count) {
     for (uint64_t i = 0; i < count; i++) {
         memcpy(message, &i, sizeof i);
         while ((result = ring_send(ring, message, size, &bell)) == SHM_FULL)
-            shm_pause();
+            ring_spin_for_room();
         if (result)
             fail("can't send message", i);
     }
@@ -114,7 +114,7 @@ static void send_place(uint32_t size, uint64_t count) {
         void *payload;
         int result;
         while ((result = ring_reserve(&place, size, &payload)) == SHM_FULL)
-            shm_pause();
+            ring_spin_for_room();
         if (result)
             fail("can't send message", i);
         memcpy(payload, &i, sizeof i);

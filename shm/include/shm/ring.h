@@ -185,6 +185,13 @@ static inline int ring_commit(struct ring *ring, uint32_t size) {
     return shm_must_ring(ring->data_wait, ring->flags);
 }
 
+/* Between two looks of a producer that spins: each takes `head`'s line from a consumer that has much to do, so they are few. */
+#define RING_ROOM_PAUSES 8
+static inline void ring_spin_for_room(void) {
+    for (int i = 0; i < RING_ROOM_PAUSES; i++)
+        shm_pause();
+}
+
 /* True once the consumer's position leaves room for a message of `size` bytes; for the look between two sleeps. */
 static inline int ring_has_room(struct ring *ring, uint32_t size) {
     uint64_t span = ring_span(size), cells = ring->mask + 1;
