@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from hostd.bench import BenchError
 from hostd.bench.report import Better, Figure, Ratio, Report
 
+SAME_PACE = 0.05
+"""part by which baselines may change without a word"""
 FEWEST = 3
 """rounds on either side without which nothing is known of the noise"""
 LARGEST = 64 << 20
@@ -85,17 +88,22 @@ def compare(old: Report, new: Report, path: str) -> Comparison:
     """Return what has changed from `old`, read from `path`, to `new`."""
     before, now = _all(old), _all(new)
     both = [name for name in now if name in before]
+    other_units = [name for name in both if _unit(before[name]) != _unit(now[name])]
     return Comparison(
         path=path,
         command=old.command,
-        changes=[
-            _change(before[name], now[name], _better(new, now[name]))
-            for name in both
-            if _unit(before[name]) == _unit(now[name])
-        ],
+        changes=[_change(before[name], now[name], _better(new, now[name])) for name in both if name not in other_units],
         gone=[name for name in before if name not in now],
         added=[name for name in now if name not in before],
-        notes=[*_other_units(before, now, both), *_other_machine(old.machine, new.machine), *_other_command(old, new)],
+        notes=[
+            *(
+                f"{name} was in {_unit(before[name])} and is in {_unit(now[name])}: not compared."
+                for name in other_units
+            ),
+            *_other_machine(old.machine, new.machine),
+            *_other_command(old, new),
+            *_other_pace(old, new),
+        ],
     )
 
 
@@ -148,14 +156,6 @@ def _width(one: Measured) -> float:
     return one.spread * abs(one.median)
 
 
-def _other_units(before: Mapping[str, Measured], now: Mapping[str, Measured], both: Sequence[str]) -> list[str]:
-    return [
-        f"{name} was in {_unit(before[name])} and is in {_unit(now[name])}: not compared."
-        for name in both
-        if _unit(before[name]) != _unit(now[name])
-    ]
-
-
 def _other_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     other = [
         f"{key} {json.dumps(before.get(key))} then, {json.dumps(now.get(key))} now"
@@ -169,6 +169,21 @@ def _other_command(old: Report, new: Report) -> list[str]:
     if _arguments(old.command) == _arguments(new.command):
         return []
     return [f"The old report is of another command: {old.command}"]
+
+
+def _other_pace(old: Report, new: Report) -> list[str]:
+    """Say so where what is not hostd's has become faster or slower, too."""
+    before = {figure.name: figure for figure in old.figures if figure.baseline}
+    slower = []
+    for figure in new.figures:
+        was = before.get(figure.name)
+        if figure.baseline and was is not None and was.unit == figure.unit and was.value and figure.value:
+            slower.append(figure.value / was.value if figure.better == "lower" else was.value / figure.value)
+    if not slower or abs(statistics.median(slower) - 1) < SAME_PACE:
+        return []
+    pace = statistics.median(slower)
+    word, times = ("slower", pace) if pace > 1 else ("faster", 1 / pace)
+    return [f"By its baselines the machine was {times:.2f} times {word} than for the old report, so look at ratios."]
 
 
 def _arguments(command: str) -> list[str]:

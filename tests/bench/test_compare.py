@@ -79,6 +79,20 @@ def test_what_makes_reports_hard_to_compare_is_said() -> None:
     ]
 
 
+def test_a_machine_that_was_faster_is_said_to_be() -> None:
+    def report(seconds: float, rate: float) -> Report:
+        made = a_report(a=[1.0])
+        made.add("pipe", [seconds] * 3, "s", "counted", baseline=True)
+        made.add("copy", [rate] * 3, "bytes/s", "counted", better="higher", baseline=True)
+        return made
+
+    (note,) = compare(report(2, 100), report(3, 200 / 3), "old.json").notes
+    assert note == "By its baselines the machine was 1.50 times slower than for the old report, so look at ratios."
+    (note,) = compare(report(2, 100), report(1, 200), "old.json").notes
+    assert "2.00 times faster" in note
+    assert compare(report(2, 100), report(2.05, 99), "old.json").notes == []
+
+
 def test_where_a_report_goes_is_not_what_it_measures() -> None:
     old = a_report("hostd bench test --json --plot a.png", a=[1.0])
     new = a_report("hostd bench test --compare=old.json --html x.html", a=[1.0])
