@@ -10,8 +10,9 @@ import os
 import shutil
 import signal
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,11 +106,8 @@ class Sweep:
 
     def run(self, mode: str) -> Mapping[str, float]:
         """Start guests of `mode` step by step; return what was found by "MODE COUNT FIGURE"."""
-        with _signals_end():
-            if mode != "ksm":
-                return asyncio.run(self._run(mode, None))
-            with density_ksm.Merging() as merging:
-                return asyncio.run(self._run(mode, merging))
+        with density_ksm.Merging() if mode == "ksm" else contextlib.nullcontext() as merging:
+            return _run(self._run(mode, merging))
 
     async def _run(self, mode: str, merging: density_ksm.Merging | None) -> dict[str, float]:
         found: dict[str, float] = {}
@@ -217,19 +215,27 @@ class Sweep:
                 raise LimitMet("the time limit (--time-limit)")
 
 
-@contextlib.contextmanager
-def _signals_end() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP end a sweep as Ctrl-C does: with nothing left."""
+def _run(work: Coroutine[Any, Any, dict[str, float]]) -> dict[str, float]:
+    """Run `work`; have SIGTERM and SIGHUP end it as Ctrl-C does, with nothing left."""
+    received: list[int] = []
 
-    def end(number: int, _frame: object) -> None:
-        raise SystemExit(128 + number)
+    async def watched() -> dict[str, float]:
+        task = asyncio.current_task()
+        assert task is not None
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+        def end(number: int) -> None:
+            received.append(number)
+            task.cancel()
+
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGHUP):
+                asyncio.get_running_loop().add_signal_handler(number, end, number)
+        return await work
+
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return asyncio.run(watched())
+    except asyncio.CancelledError:
+        raise SystemExit(128 + received[0] if received else 1) from None
 
 
 def measure(options: argparse.Namespace, tell: Tell) -> Report:

@@ -25,6 +25,7 @@ from hostd.memory import (
     map_image,
     smaps,
 )
+from hostd.memory.images import copy_image
 from hostd.memory.layout import HUGE_PAGE, PAGE
 
 MIB = 1 << 20
@@ -258,6 +259,30 @@ def test_segment_inside_a_page_and_all_zeros(system: System, tmp_path: Path) -> 
             ("prog.1.bss", AT + MIB, 2 * PAGE),
         ]
         assert table.read(AT + 0x10, 0x20) == file.read_bytes()[PAGE + 0x10 : PAGE + 0x30]
+
+
+def test_a_copied_image_runs_and_knows_its_file_no_more(machine: Machine, tmp_path: Path) -> None:
+    file = _program(tmp_path)
+    with file.open("rb") as opened:
+        rows = copy_image(machine.table, opened.fileno(), [*SEGMENTS, Segment(AT + MIB, 0, 0, 5000, 6)], mergeable=True)
+    assert [(row.name, row.gpa, row.size, row.backing.kind) for row in rows] == [
+        ("image.0", AT, PAGE, "anonymous"),
+        ("image.1", AT + PAGE, 3 * PAGE, "anonymous"),
+        ("image.2", AT + MIB, 2 * PAGE, "anonymous"),
+    ]
+    assert all(row.options.mergeable for row in rows)
+    file.write_bytes(bytes(4 * PAGE))
+    machine.ring3(b"\x90")
+    regs = machine.vcpu.regs
+    regs.rip = AT
+    machine.vcpu.regs = regs
+    assert [machine.vcpu.run() for _ in range(3)] == [told(0x07), told(0x99), told(0)]
+
+
+def test_a_file_too_short_to_be_copied_leaves_no_row(machine: Machine, tmp_path: Path) -> None:
+    with _program(tmp_path).open("rb") as opened, pytest.raises(SlotError, match="the file, which is truncated"):
+        copy_image(machine.table, opened.fileno(), [SEGMENTS[1], Segment(AT + MIB, PAGE, MIB, MIB, 5)])
+    assert [row.name for row in machine.table] == ["low"]
 
 
 def test_page_out_changes_nothing_the_guest_sees(machine: Machine, tmp_path: Path) -> None:
