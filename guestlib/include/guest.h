@@ -79,6 +79,10 @@ void *guest_alloc(size_t size, size_t align);
 /* Sleeps until one of the bells rings, or `limit_ns` has passed (GUEST_NO_LIMIT: never). Bit i of the result: bells[i]. */
 uint64_t guest_wait(const uint32_t *bells, size_t count, uint64_t limit_ns);
 
+/* Likewise, behind a fence that peers' processors pass, too (docs/rings.md); and doesn't sleep if one of the words (at most
+   GUEST_WAIT_LOOKS) is not what it was: 0. */
+uint64_t guest_sleep(const uint32_t *bells, size_t count, const struct guest_look *looks, size_t words, uint64_t limit_ns);
+
 /* Rings a bell: an ioeventfd, no VMM process runs. */
 static inline void guest_ring(uint32_t bell) {
     __asm__ volatile("outl %0, %w1" : : "a"(bell), "Nd"(GUEST_PORT_DOORBELL) : "memory");

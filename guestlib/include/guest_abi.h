@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define GUEST_ABI_MAGIC 0x74736f68 /* "host" */
-#define GUEST_ABI_VERSION 3
+#define GUEST_ABI_VERSION 4
 
 /* Ports. */
 #define GUEST_PORT_FAULT 0xf4      /* 8-bit: exception vector; written by the ring-0 stubs. */
@@ -36,6 +36,9 @@
 #define GUEST_CALL_FENCE 5         /* a full memory barrier on every CPU that runs a peer: sleep protocol, docs/rings.md */
 #define GUEST_CALL_WAIT 6          /* args[0] = time limit in ns (~0: none), args[1] = how many bells (0..64), data = their
                                       numbers (uint32_t each); out: args[0] = bit i set if bell i rang, 0 at the limit */
+#define GUEST_CALL_SLEEP 7         /* FENCE, then, unless a word has changed, WAIT: arguments and results of WAIT, and
+                                      args[2] = how many words (0..64), data + GUEST_LOOKS = struct guest_look of each;
+                                      args[0] = 0 as well when one has changed */
 
 #define GUEST_REPORT_INT 0         /* value: int64_t */
 #define GUEST_REPORT_FLOAT 1       /* value: the bits of a double */
@@ -47,7 +50,16 @@
 
 #define GUEST_CALL_DATA 4032       /* bytes of data in the call page */
 #define GUEST_WAIT_BELLS 64        /* bells in one wait */
+#define GUEST_WAIT_LOOKS 64        /* words in one SLEEP */
+#define GUEST_LOOKS 256            /* where they lie in the call page's data, behind the bells */
 #define GUEST_NO_LIMIT 0xffffffffffffffff
+
+/* A word that SLEEP looks at: 4 bytes of the guest's memory, aligned, and what it held when the guest looked last. */
+struct guest_look {
+    uint64_t address;
+    uint32_t value;
+    uint32_t reserved;
+};
 
 struct guest_call {
     uint32_t number;

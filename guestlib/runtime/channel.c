@@ -206,17 +206,59 @@ static int any(const struct want *wants, size_t count) {
     return CHANNEL_TIMEOUT;
 }
 
+/* Nobody need ring any more; where only this guest sleeps, so that no other's announcement is taken back. */
+static void take_back(const struct want *want) {
+    if (want->channel->end->kind == SHM_SPSC)
+        shm_store32(flag(want), 0);
+}
+
+/* Notes the words that change when what is wanted comes: how many in all, or GUEST_WAIT_LOOKS + 1 when they are too many. */
+static size_t note_word(struct guest_look *looks, size_t words, const void *word) {
+    if (words >= GUEST_WAIT_LOOKS)
+        return GUEST_WAIT_LOOKS + 1;
+    looks[words] = (struct guest_look){.address = (uint64_t)word, .value = shm_load32(word)};
+    return words + 1;
+}
+
+static size_t note(struct guest_look *looks, size_t words, const struct want *want) {
+    const struct channel *channel = want->channel;
+    if (want->room)
+        return note_word(looks, words, &channel->ring.shared->head);
+    switch (channel->end->kind) {
+    case SHM_BARRIER:
+        return note_word(looks, words, &channel->barrier.shared->generation);
+    case SHM_BROADCAST:
+        return note_word(looks, words, &channel->broadcast.shared->count);
+    case SHM_MPSC:
+        for (uint32_t i = 0; i < channel->mpsc.count && words <= GUEST_WAIT_LOOKS; i++)
+            words = note_word(looks, words, ring_header(&channel->mpsc.lanes[i], channel->mpsc.lanes[i].position));
+        return words;
+    default:
+        return note_word(looks, words, ring_header(&channel->ring, channel->ring.position));
+    }
+}
+
 static int sleep_for(const struct want *wants, size_t count, uint64_t start_ns, uint64_t limit_ns) {
     uint32_t bells[GUEST_WAIT_BELLS];
+    struct guest_look looks[GUEST_WAIT_LOOKS];
     for (size_t i = 0; i < count; i++)
         bells[i] = wants[i].room ? wants[i].channel->end->space_bell : wants[i].channel->end->data_bell;
     for (;;) {
+        size_t words = 0;
         for (size_t i = 0; i < count; i++)
             announce(&wants[i]);
-        call(GUEST_CALL_FENCE);
+        for (size_t i = 0; i < count && words <= GUEST_WAIT_LOOKS; i++)
+            words = note(looks, words, &wants[i]);
+        /* A call costs more than all the rest. The host's looks behind its fence are only for what has not come yet. */
+        int many = words > GUEST_WAIT_LOOKS;
+        if (many)
+            call(GUEST_CALL_FENCE);
         int ready = any(wants, count);
-        if (ready >= 0)
+        if (ready >= 0) {
+            for (size_t i = 0; i < count; i++)
+                take_back(&wants[i]);
             return ready;
+        }
         uint64_t left = GUEST_NO_LIMIT;
         if (limit_ns != GUEST_NO_LIMIT) {
             uint64_t passed = guest_now_ns() - start_ns;
@@ -227,7 +269,14 @@ static int sleep_for(const struct want *wants, size_t count, uint64_t start_ns, 
         for (size_t i = 0; i < count; i++)
             if (wants[i].channel->patient && left > PATIENCE_NS)
                 left = PATIENCE_NS;
-        guest_wait(bells, count, left);
+        if (many)
+            guest_wait(bells, count, left);
+        else
+            guest_sleep(bells, count, looks, words, left);
+        /* Before anything is announced again: who finds what it wanted is awake, and need not be rung for. */
+        ready = any(wants, count);
+        if (ready >= 0)
+            return ready;
     }
 }
 

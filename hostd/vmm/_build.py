@@ -14,6 +14,7 @@ ffibuilder.cdef(
     """
     #define CALLS_BELLS 4096
     struct kvm_run;
+    struct slot_rows;
     struct guest_calls {
         uint64_t console_left, waits, console_bytes;
         ...;
@@ -21,7 +22,8 @@ ffibuilder.cdef(
     struct guest_calls *calls_new(void);
     void calls_free(struct guest_calls *calls);
     int calls_open(
-        struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
+        struct guest_calls *calls, void *page, struct slot_rows *memory, int console_fd, int kick_fd,
+        const int *bells, uint32_t count);
     void calls_close(struct guest_calls *calls);
     int calls_exit(void *context, struct kvm_run *run);
     int fence_register(void);
@@ -52,6 +54,6 @@ ffibuilder.set_source(
     "hostd.vmm._calls",
     '#include "guest_abi.h"\n#include "calls.h"\n#include "nursery.h"\n#include "heap.h"\n',
     sources=[str(HERE / "calls.c"), str(HERE / "nursery.c"), str(HERE / "heap.c")],
-    include_dirs=[str(HERE), str(ROOT / "guestlib/include"), str(ROOT / "hostd/kvm")],
+    include_dirs=[str(HERE), str(ROOT / "guestlib/include"), str(ROOT / "hostd/kvm"), str(ROOT / "hostd/memory")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],
 )

@@ -13,6 +13,7 @@
 
 #include "guest_abi.h"
 #include "calls.h"
+#include "rows.h"
 #include "run.h"
 
 enum { EVENTS = 64 };
@@ -34,10 +35,12 @@ void calls_free(struct guest_calls *calls) {
 }
 
 /* Registers every bell, and the kick, in a new epoll set. Returns 0, or -errno with nothing left open. */
-int calls_open(struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count) {
+int calls_open(struct guest_calls *calls, void *page, struct slot_rows *memory, int console_fd, int kick_fd, const int *bells,
+               uint32_t count) {
     if (count > CALLS_BELLS)
         return -E2BIG;
     calls->page = page;
+    calls->memory = memory;
     calls->console_fd = console_fd;
     calls->epoll_fd = epoll_create1(EPOLL_CLOEXEC);
     if (calls->epoll_fd < 0)
@@ -149,6 +152,36 @@ static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *u
     return GUEST_OK;
 }
 
+/* 1 when one of the words differs, 0 when none does, GUEST_EINVAL. Checked: their number; each one's address. */
+static int changed(struct guest_calls *calls, const struct guest_call *page) {
+    struct guest_look looks[GUEST_WAIT_LOOKS];
+    uint64_t count = page->args[2];
+    if (count > GUEST_WAIT_LOOKS)
+        return GUEST_EINVAL;
+    memcpy(looks, page->data + GUEST_LOOKS, count * sizeof *looks);
+    int result = 0;
+    slot_lock(calls->memory);
+    for (uint64_t i = 0; i < count && !result; i++) {
+        const uint32_t *word = slot_hva(calls->memory, looks[i].address, sizeof *word, 0);
+        if (!word || looks[i].address % sizeof *word)
+            result = GUEST_EINVAL;
+        else
+            result = __atomic_load_n(word, __ATOMIC_ACQUIRE) != looks[i].value;
+    }
+    slot_unlock(calls->memory);
+    return result;
+}
+
+/* As the ringers' half of the sleep protocol wants it: first the fence, then the look, then the sleep. */
+static int sleep_unless(struct guest_calls *calls, struct guest_call *page, int *up) {
+    fence();
+    int result = changed(calls, page);
+    if (!result)
+        return wait_bells(calls, page, up);
+    page->args[0] = 0;
+    return result < 0 ? result : GUEST_OK;
+}
+
 /* The exit handler given to the run loop. Checked: direction, width and count of the port access. */
 int calls_exit(void *context, struct kvm_run *run) {
     struct guest_calls *calls = context;
@@ -175,6 +208,9 @@ int calls_exit(void *context, struct kvm_run *run) {
         break;
     case GUEST_CALL_WAIT:
         page->result = wait_bells(calls, page, &up);
+        break;
+    case GUEST_CALL_SLEEP:
+        page->result = sleep_unless(calls, page, &up);
         break;
     default:
         page->result = GUEST_ENOSYS;

@@ -12,6 +12,7 @@
 
 struct guest_calls {
     struct guest_call *page;           /* where the call page is mapped here */
+    struct slot_rows *memory;          /* the guest's, for words that it wants looked at */
     int epoll_fd;                      /* holds every bell (edge-triggered, mark = its number) and the kick */
     int console_fd;
     uint32_t bells;
@@ -22,12 +23,14 @@ struct guest_calls {
 };
 
 struct kvm_run;
+struct slot_rows;
 
 /* Room for the calls of a guest, zeroed, in a mapping of its own (heap.h), and its end. NULL where there is no memory. */
 struct guest_calls *calls_new(void);
 void calls_free(struct guest_calls *calls);
 
-int calls_open(struct guest_calls *calls, void *page, int console_fd, int kick_fd, const int *bells, uint32_t count);
+int calls_open(struct guest_calls *calls, void *page, struct slot_rows *memory, int console_fd, int kick_fd, const int *bells,
+               uint32_t count);
 void calls_close(struct guest_calls *calls);
 int calls_exit(void *context, struct kvm_run *run);
 int fence_register(void);

@@ -77,6 +77,7 @@ class Guest:
         failed = calls.calls_open(
             self._calls,
             ffi.cast("void *", int(abi.cast("uintptr_t", self._page))),
+            ffi.cast("struct slot_rows *", self.table.c_rows),
             console,
             self.vcpu.kick_fd,
             bells,

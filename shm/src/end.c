@@ -258,14 +258,16 @@ static int sleep_for(const struct want *want, uint64_t start, int64_t timeout_ns
     /* A reader that can't write its sleep flag hears nothing, unless its writer always rings. */
     int heard = bell_hears(&end->bell) && (!end->readonly || end->config.flags & SHM_ALWAYS_RING);
     int64_t slice = heard ? end->bell.slice_ns : FIRST_NAP_NS;
-    for (int woken = 1;;) {
+    for (;;) {
         if (heard && !end->readonly) {
             shm_sleep_begin(flag(want));
             heavy_barrier(end);
         }
         int ready = look(want);
         if (ready) {
-            end->late += ready == 1 && !woken && heard;
+            /* Nobody need ring any more; where only this end sleeps, so that no other's flag is taken back. */
+            if (heard && !end->readonly && end->config.kind == SHM_SPSC)
+                shm_store32(flag(want), 0);
             return ready;
         }
         int64_t left = left_ns(start, timeout_ns);
@@ -274,9 +276,15 @@ static int sleep_for(const struct want *want, uint64_t start, int64_t timeout_ns
         if (left > slice)
             left = slice;
         end->sleeps++;
-        woken = bell_wait(&end->bell, left);
+        int woken = bell_wait(&end->bell, left);
         if (woken < 0)
             return errno == EINTR ? END_INTERRUPTED : END_SYSTEM;
+        /* Before the flag is set again: who finds what it wanted is awake, and need not be rung for. */
+        ready = look(want);
+        if (ready) {
+            end->late += ready == 1 && !woken && heard;
+            return ready;
+        }
         if (!heard && slice < LONGEST_NAP_NS)
             slice *= 2;
     }

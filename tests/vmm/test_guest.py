@@ -291,6 +291,62 @@ def test_waiting_ends_at_its_limit_and_at_a_ring(run):
     assert ended.reports["once"] == 0
 
 
+def test_a_sleep_looks_at_words_first(run):
+    ended = run(
+        """
+        static uint32_t words[2] = {7, 8};
+        int main(void) {
+            uint32_t bell = 1;
+            struct guest_look looks[2] = {{(uint64_t)&words[0], 7, 0}, {(uint64_t)&words[1], 8, 0}};
+            uint64_t start = guest_now_ns();
+            report("same", guest_sleep(&bell, 1, looks, 2, 20000000));
+            report("waited", guest_now_ns() - start);
+            guest_ring(1);
+            report("rang", guest_sleep(&bell, 1, looks, 2, GUEST_NO_LIMIT));
+            words[1] = 9;
+            report("changed", guest_sleep(&bell, 1, looks, 2, GUEST_NO_LIMIT));
+            guest_ring(1);
+            report("before the bell", guest_sleep(&bell, 1, looks, 2, GUEST_NO_LIMIT));
+            report("kept", guest_sleep(&bell, 1, looks, 1, GUEST_NO_LIMIT));
+            return 0;
+        }
+        """,
+        bells=2,
+    )
+    assert ended.reports["waited"] >= 20_000_000
+    assert {name: ended.reports[name] for name in ("same", "rang", "changed", "before the bell", "kept")} == {
+        "same": 0,
+        "rang": 1,
+        "changed": 0,
+        "before the bell": 0,
+        "kept": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [(65, "(uint64_t)&word"), (1, "(uint64_t)&word + 2"), (1, "~0ull - 3"), (1, "1ull << 40")],
+)
+def test_a_sleep_looks_nowhere_else(run, words, address):
+    ended = run(
+        """
+        #include "../runtime/call.h"
+        static uint32_t word __attribute__((aligned(8)));
+        int main(void) {
+            volatile struct guest_look *look = (volatile struct guest_look *)(call_page->data + GUEST_LOOKS);
+            look->address = ADDRESS;
+            call_page->args[0] = GUEST_NO_LIMIT;
+            call_page->args[1] = 0;
+            call_page->args[2] = WORDS;
+            report("sleep", call(GUEST_CALL_SLEEP));
+            report("result", call_page->args[0] + word);
+            return 0;
+        }
+        """.replace("ADDRESS", address).replace("WORDS", str(words))
+    )
+    assert ended.reports == {"sleep": -22, "result": 0}
+
+
 def test_too_many_arguments_are_one_sentence(run):
     with pytest.raises(ImageError, match="info area"):
         run("int main(void) { return 0; }", args=["x" * 1000] * 1000)
