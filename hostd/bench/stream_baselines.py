@@ -55,11 +55,16 @@ KINDS = {
     kind.name: kind
     for kind in (
         Kind("host_ring", "ring", "the same ring, between two host processes"),
-        Kind("host_in_place", "place", "the same ring of 64 MiB, between two host processes, messages made and looked at in it"),
+        Kind("host_in_place", "place", "as guests_in_place, between two host processes"),
         Kind("memcpy", "memcpy", "one thread that copies each message into the memory of a ring, and out again"),
         Kind("pipe", "bytes", "pipe(2): a write for each message, reads of all that is there", library=True),
         Kind("unix_socket", "bytes", "Unix stream socket, as pipe", library=True),
-        Kind("tcp_loopback", "bytes", "TCP on 127.0.0.1, as pipe; the kernel may join small writes", library=True),
+        Kind(
+            "tcp_loopback",
+            "bytes",
+            "TCP on 127.0.0.1, as pipe; the kernel joins small writes, but none waits at the end",
+            library=True,
+        ),
         Kind("multiprocessing_pipe", "connection", "Python: send_bytes, recv_bytes", library=True),
         Kind("zeromq_ipc", "zeromq", "Python, pyzmq: PUSH to PULL over ipc://", library=True, needs="zmq"),
         Kind(

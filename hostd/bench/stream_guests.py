@@ -52,7 +52,7 @@ class Traffic:
 
 SPSC = Traffic(0, "guests_spsc", "guest to guest, each message copied in and copied out; both spin", 2)
 SLEEPING = Traffic(0, "guests_spsc_sleeping", "as guests_spsc, but whoever has nothing to do sleeps at once", 2, True)
-IN_PLACE = Traffic(1, "guests_in_place", "guest to guest, the message made in the ring, of 64 MiB, and looked at there", 2)
+IN_PLACE = Traffic(1, "guests_in_place", "guest to guest, the message made in a ring of 64 MiB and looked at there", 2)
 MANY = Traffic(2, "guests_many_to_one", "all guests but one send to that one, over lanes of one channel", 0)
 BROADCAST = Traffic(3, "guests_broadcast", "one guest sends to all others, each message counted for each of them", 0)
 TOPOLOGIES = {
