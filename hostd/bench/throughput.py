@@ -128,7 +128,7 @@ def _ways(guests: Guests, pairs: Pairs, notes: list[str]) -> list[Way]:
             )
         )
     # The two that are held against each other go one right after the other.
-    order = ["guests_spsc", "host_ring", "guests_in_place", "host_in_place"]
+    order = ["guests_spsc", "host_ring"]
     return sorted(ways, key=lambda way: order.index(way.name) if way.name in order else len(order))
 
 
@@ -148,14 +148,17 @@ def _guest_way(guests: Guests, traffic: Traffic, prefix: str = "") -> Way:
 def _measurements(
     ways: Sequence[Way], topologies: Sequence[Way], sizes: Sequence[int], seconds: float
 ) -> list[Measurement]:
-    """Return one measurement for each size, so that all ways of one size come one after the other."""
+    """Return the measurements, each of what is held against each other: all ways of one size, in place all sizes."""
 
-    def all_of(size: int, some: Sequence[Way]) -> Callable[[], Mapping[str, float]]:
-        return lambda: {_name(way.name, size): way.measure(size, seconds) for way in some}
+    def all_of(pairs: Sequence[tuple[Way, int]]) -> Callable[[], Mapping[str, float]]:
+        return lambda: {_name(way.name, size): way.measure(size, seconds) for way, size in pairs}
 
-    found = [Measurement(f"messages of {_text(size)}", all_of(size, ways)) for size in sizes]
+    copying = [way for way in ways if "in_place" not in way.name]
+    in_place = [way for way in ways if "in_place" in way.name]
+    found = [Measurement(f"messages of {_text(size)}", all_of([(way, size) for way in copying])) for size in sizes]
+    found.append(Measurement("messages in place", all_of([(way, size) for way in in_place for size in sizes])))
     if topologies:
-        found.append(Measurement("topologies", all_of(TOPOLOGY_SIZE, topologies)))
+        found.append(Measurement("topologies", all_of([(way, TOPOLOGY_SIZE) for way in topologies])))
     return found
 
 
