@@ -17,6 +17,8 @@ SAME_PACE = 0.05
 """part by which baselines may change without a word"""
 FEWEST = 3
 """rounds on either side without which nothing is known of the noise"""
+ELSEWHERE = ("--plot", "--html", "--compare", "--rounds")
+"""options that say nothing of what is measured"""
 LARGEST = 64 << 20
 """bytes of a report that is read"""
 SAME_MACHINE = ("processor", "cpus", "memory_bytes", "kernel", "kvm", "python")
@@ -187,11 +189,11 @@ def _other_pace(old: Report, new: Report) -> list[str]:
 
 
 def _arguments(command: str) -> list[str]:
-    """Return what of a command line says what is measured, without where the report goes."""
+    """Return what of a command line says what is measured, not how often or where the report goes."""
     words, kept = iter(command.split()), []
     for word in words:
-        if word in ("--plot", "--html", "--compare"):
+        if word in ELSEWHERE:
             next(words, None)
-        elif word != "--json" and not word.startswith(("--plot=", "--html=", "--compare=")):
+        elif word != "--json" and not word.startswith(tuple(f"{option}=" for option in ELSEWHERE)):
             kept.append(word)
     return kept

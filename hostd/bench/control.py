@@ -229,5 +229,7 @@ def _write(report: Report, found: Mapping[str, list[float]], guests: int) -> Non
     limit(further, FURTHER)
     report.compare("hostd_help/python_pass", help_, bare, at_most=HELP)
     report.compare("hostd_ps/python_pass", ps, bare)
+    report.compare("first_message/python_pass", first, bare)
+    report.compare("further_messages/python_pass", further, bare)
     report.compare("request/echo", request, echo)
     report.compare("further_messages/true", further, true)
