@@ -68,6 +68,7 @@ class ScriptGuest:
             "dir": str(folder),
             "memory": memory,
             "regions": [],
+            "framebuffer": None,
             "bells": 0,
             "doorbells": [],
             "log_limit": 1 << 24,
