@@ -29,6 +29,8 @@ COPY_WINDOW = 128 << 20  # larger than any last-level cache in sight
 COPY_PIECE = 64 << 10
 COPY_TOTAL = 1 << 30
 PYTHON_ROUNDS = 20_000
+BOUNCED = 2000
+BOUNCED_NAMES = ("eventfd", "pipe", "unix_socket", "tcp_loopback", "zeromq_ipc", "iceoryx2")
 
 Figures = dict[str, float]
 
@@ -170,6 +172,27 @@ def _median_round(bounce: Callable[[], None]) -> float:
     return statistics.median(rounds)
 
 
+def _bounced(name: str) -> Callable[[Sequence[int]], Figures]:
+    """Return a baseline: the median round trip of 64 bytes by the way `name` of `hostd bench latency`. ns."""
+
+    def measure(cpus: Sequence[int]) -> Figures:
+        from hostd.bench import BenchError
+        from hostd.bench.latency_baselines import KINDS, Pairs, missing
+
+        why = missing(KINDS[name])
+        if why:
+            raise BaselineError(why)
+        try:
+            with Pairs(cpus, lib.loop_ticks_per_ns()) as pairs:
+                pair = pairs.get(name)
+                tries = [pair.bounce(MESSAGE, BOUNCED, warm_up=BOUNCED // 10) for _ in range(TRIES)]
+        except BenchError as error:
+            raise BaselineError(str(error)) from None
+        return {f"{name}_rtt_ns_p50": statistics.median(samples.median() for samples in tries)}
+
+    return measure
+
+
 BASELINES: dict[str, Callable[[Sequence[int]], Figures]] = {
     "host_rtt": host_rtt,
     "host_ring_rtt": host_ring_rtt,
@@ -177,6 +200,7 @@ BASELINES: dict[str, Callable[[Sequence[int]], Figures]] = {
     "memcpy": memcpy,
     "python_pipe": python_pipe,
     "python_channel": python_channel,
+    **{name: _bounced(name) for name in BOUNCED_NAMES},
 }
 
 

@@ -16,6 +16,7 @@ from hostd.bench import BenchError
 from hostd.bench.latency_baselines import KINDS, Pairs, missing
 from hostd.bench.latency_guests import (
     BROADCAST,
+    EXIT,
     LONGEST,
     LONGEST_SHARED,
     MOST_GUESTS,
@@ -39,6 +40,8 @@ EXAMPLES = (
 )
 SIZE = 64
 """bytes of a message whose round trip is compared"""
+ONE_LINE = 56
+"""bytes of a message that, with its header, is one cache line"""
 SIZES = (8, 64, 512, 4 << 10, 32 << 10, 256 << 10, 1 << 20)
 PIECES = 10
 """each measurement's messages in a round come in so many pieces, in turn with the others'"""
@@ -170,6 +173,7 @@ class Bench:
         return [
             *(self._host(name, count) for name in SPIN_ROWS),
             self._pair("guests_spin", SPIN_ALWAYS, count),
+            self._one_line(count),
             self._many("star_spin", STAR, SPIN_ALWAYS, askers, count),
             self._many("broadcast_spin", BROADCAST, SPIN_ALWAYS, askers, count),
         ]
@@ -181,6 +185,7 @@ class Bench:
         return [
             *(self._host(name, count) for name in SLEEP_ROWS),
             self._pair("guests_sleep", 0, count),
+            self._exit(count),
             self._many("star_sleep", STAR, 0, clients, count // clients),
             self._many("broadcast_sleep", BROADCAST, 0, clients, count // clients),
         ]
@@ -229,6 +234,19 @@ class Bench:
             )
 
         return Row(name, f"{PAIR.how}, {_waiting(spin_ns)}", messages, bounce)
+
+    def _one_line(self, messages: int) -> Row:
+        def bounce(_: int, count: int) -> Samples:
+            return self.guests.bounce(PAIR, ONE_LINE, count, spin_ns=SPIN_ALWAYS, warm_up=_warm_up(count))
+
+        how = f"{ONE_LINE} bytes, which are one cache line with their header, {PAIR.how}, {_waiting(SPIN_ALWAYS)}"
+        return Row("guests_spin_one_line", how, messages, bounce, any_size=False)
+
+    def _exit(self, messages: int) -> Row:
+        def bounce(_: int, count: int) -> Samples:
+            return self.guests.bounce(EXIT, SIZE, count, spin_ns=0, warm_up=_warm_up(count))
+
+        return Row("guest_exit", EXIT.how, messages, bounce, any_size=False)
 
     def _many(self, name: str, way: Way, spin_ns: int, askers: int, messages: int) -> Row:
         def bounce(size: int, count: int) -> Samples:
@@ -313,7 +331,7 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
             _figures_by_clock(report, bench, row, options)
     _ratios(report)
     _by_size(report, rows, found, options.sizes)
-    report.notes += [*bench.notes, *_notes(options, cpus)]
+    report.notes += [*bench.notes, *_notes(options, cpus), *_bounds(report)]
     return report
 
 
@@ -371,6 +389,7 @@ def _ratios(report: Report) -> None:
             report.compare(f"{of}/{to}", there[of], there[to], at_most=at_most, at_least=at_least)
 
     compare("guests_spin", "cache_line", at_most=1.25)
+    compare("guests_spin_one_line", "cache_line")
     compare("guests_spin", "host_ring")
     compare("host_ring", "cache_line")
     compare("guests_sleep", "eventfd", at_most=1.5)
@@ -409,5 +428,25 @@ def _notes(options: argparse.Namespace, cpus: Sequence[int]) -> list[str]:
         notes.append(
             f"Who spins needs a processor, so star_spin and broadcast_spin have {len(cpus) - 1} of {options.clients} "
             "clients; those of star_sleep and broadcast_sleep share processors."
+        )
+    return notes
+
+
+def _bounds(report: Report) -> list[str]:
+    """Return what bounds the figures that have targets, a sentence or two each."""
+    there = {figure.name: figure.median for figure in report.figures}
+    notes = []
+    if "guests_spin" in there:
+        notes.append(
+            f"{SIZE} bytes and their header are two cache lines each way, the limit's are one: "
+            f"guests_spin_one_line is {there['guests_spin_one_line'] / there['cache_line']:.2f} of cache_line; being "
+            f"guests makes it {there['guests_spin'] / there['host_ring']:.2f} of the same ring between host processes."
+        )
+    if "guests_sleep" in there:
+        parts = there["eventfd"] + there["guest_exit"]
+        notes.append(
+            "Each of the two who sleep has to leave his guest and enter it again, a way that takes guest_exit, about "
+            "half of which (the entry) lies on the message's way: so two of them add one guest_exit to eventfd's round "
+            f"trip. eventfd + guest_exit is {parts:,.0f} ns, guests_sleep {there['guests_sleep'] / parts:.2f} of that."
         )
     return notes

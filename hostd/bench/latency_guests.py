@@ -48,6 +48,8 @@ STAR = Way(
 )
 BROADCAST = Way(2, "broadcast", "one guest sends to {askers} at once, and has the answer of each")
 
+EXIT = Way(3, "exit", "no message: a guest's call to the VMM that runs it, and back")
+
 
 def tables(guests: int, cpus: Sequence[int]) -> dict[str, Any]:
     """Return the cluster file of a run with `guests` guests, as tables."""

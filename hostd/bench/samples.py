@@ -7,6 +7,7 @@ questions as well that would have been asked meanwhile: they would have waited f
 
 from __future__ import annotations
 
+import statistics
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -49,6 +50,10 @@ class Samples:
             total += max(0.0, inside) * value
             at += self.counts[value]
         return total / (high - low)
+
+    def median(self) -> float:
+        """Return the median. Raises StatisticsError where there are none."""
+        return statistics.median(self.counts.elements())
 
     def histogram(self, interval_ns: float | None = None) -> Any:
         """Return the samples' HdrHistogram, corrected for the expected interval if that is given. Raises BenchError."""

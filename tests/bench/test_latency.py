@@ -12,7 +12,7 @@ import pytest
 
 from hostd.bench import BenchError, latency
 from hostd.bench.latency_baselines import KINDS, Pairs, missing
-from hostd.bench.latency_guests import BROADCAST, PAIR, SPIN_ALWAYS, STAR, Guests, tables
+from hostd.bench.latency_guests import BROADCAST, EXIT, PAIR, SPIN_ALWAYS, STAR, Guests, tables
 from hostd.bench.report import Report
 from hostd.bench.standing import as_toml
 from hostd.cluster.file import load
@@ -54,6 +54,10 @@ def test_questions_by_the_clock_take_as_long_as_the_schedule(guests, spin_ns):
     assert guests.bounce(PAIR, 64, 20, spin_ns=spin_ns, interval_ns=200_000).count == 20
     # A rate that nobody can keep: each question waits for all before it, so no two times are the same.
     assert len(guests.bounce(PAIR, 65536, 200, spin_ns=spin_ns, interval_ns=1).counts) == 200
+
+
+def test_a_guest_tells_what_an_exit_costs(guests):
+    assert guests.bounce(EXIT, 8, 50, spin_ns=0, warm_up=5).count == 50
 
 
 def test_many_samples_come_in_parts(guests):
@@ -160,6 +164,8 @@ def test_the_report_has_figures_ratios_curves_and_a_cluster_that_runs(tmp_path):
     names = {figure.name for figure in report.figures}
     for row in ("guests_spin", "star_spin", "broadcast_spin", "guests_sleep", "star_sleep", "python_channel"):
         assert {row, f"{row}_p50", f"{row}_p99_9", f"{row}_max", f"{row}_corrected_p99"} <= names
+    assert {"guests_spin_one_line", "guest_exit", "zeromq_ipc", "iceoryx2"} <= names
+    assert sum("guests_spin_one_line is" in note or "eventfd + guest_exit is" in note for note in report.notes) == 2
     assert {"cache_line", "host_ring", "eventfd", "pipe", "unix_socket", "tcp_loopback"} <= names
     assert {"guests_spin_8_bytes", "guests_sleep_4096_bytes", "guests_spin_by_clock_p99"} <= names
     targets = {ratio.name: (ratio.target, ratio.at_most) for ratio in report.ratios if ratio.target}

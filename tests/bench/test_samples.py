@@ -14,6 +14,11 @@ def test_the_middle_is_the_mean_of_the_middle_half():
     assert Samples([90] * 500 + [100] * 500).middle() == 95
 
 
+def test_the_median_is_the_median():
+    assert Samples([1, 2, 2, 90, 100]).median() == 2
+    assert Samples([1, 2]).median() == 1.5
+
+
 def test_a_stall_does_not_move_the_middle():
     assert Samples([100] * 999 + [10**9]).middle() == 100
 

@@ -219,7 +219,20 @@ static void broadcast(void) {
     taken = job.count;
 }
 
-static void (*const kinds[JOB_KINDS])(void) = {[JOB_PAIR] = pair, [JOB_STAR] = star, [JOB_BROADCAST] = broadcast};
+static void exits(void) {
+    if (self)
+        return;
+    for (uint64_t i = 0; i < job.warm_up + job.count; i++) {
+        uint64_t before = guest_ticks();
+        guest_wait(NULL, 0, 0);
+        if (i >= job.warm_up)
+            samples[i - job.warm_up] = guest_ticks() - before;
+    }
+    taken = job.count;
+}
+
+static void (*const kinds[JOB_KINDS])(void) = {
+    [JOB_PAIR] = pair, [JOB_STAR] = star, [JOB_BROADCAST] = broadcast, [JOB_EXIT] = exits};
 
 static void answer_job(void) {
     uint64_t done = 0;

@@ -8,6 +8,7 @@ enum job_kind {
     JOB_PAIR,      /* guest 1 answers what guest 0 sends */
     JOB_STAR,      /* guest 0 answers what the others send, all over one channel, each over a channel of his own */
     JOB_BROADCAST, /* guest 0 sends to all others, and has an answer of each before a round trip is over */
+    JOB_EXIT,      /* guest 0 calls the VMM that runs it, which answers at once: no message */
     JOB_KINDS
 };
 
