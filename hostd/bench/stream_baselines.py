@@ -157,7 +157,9 @@ class Pairs:
         self._cpus = (cpus[0], cpus[-1])
         self._stack = contextlib.ExitStack()
         self._made: dict[str, Pair] = {}
-        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="hostd-bench-")))
+        _sweep_dead()
+        made = tempfile.TemporaryDirectory(prefix=f"hostd-bench-{os.getpid()}-")
+        self._folder = Path(self._stack.enter_context(made))
 
     def __enter__(self) -> Pairs:
         return self
@@ -286,3 +288,16 @@ def _sweep_iceoryx(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for left in Path("/dev/shm").glob(f"hostd-bench-{os.getpid()}-*"):
         left.unlink(missing_ok=True)
+
+
+def _sweep_dead() -> None:
+    """Remove what a benchmark that was killed could not: its name says which process it was."""
+    for place in (Path(tempfile.gettempdir()), Path("/dev/shm")):
+        for left in place.glob("hostd-bench-*-*"):
+            pid = left.name.split("-")[2]
+            if not pid.isdecimal() or Path("/proc", pid).exists():
+                continue
+            if left.is_dir():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)

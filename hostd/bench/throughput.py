@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from hostd.bench import BenchError
@@ -98,7 +102,7 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
     """Measure all ways in turn. Raises BenchError and what `prepare` raises."""
     cpus = sorted(os.sched_getaffinity(0))
     report = Report(bench="throughput", command="", machine={})
-    with Pairs(cpus) as pairs, Guests(options.guests, cpus) as guests:
+    with _terminated(), Pairs(cpus) as pairs, Guests(options.guests, cpus) as guests:
         report.cluster_files = {"throughput": as_toml(guests.tables)}
         ways, topologies = _ways(guests, pairs, report.notes), _topology_ways(guests, options.topology)
         found = interleave(_measurements(ways, topologies, options.sizes, options.seconds), options.rounds, tell)
@@ -107,6 +111,19 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
     _series(report, ways, figures, options.sizes)
     _notes(report, cpus, options.guests)
     return report
+
+
+@contextlib.contextmanager
+def _terminated() -> Iterator[None]:
+    """Let SIGTERM end the block as an interruption does, so that what was begun is cleared away."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # --- what is measured -----------------------------------------------------------------------------------------------

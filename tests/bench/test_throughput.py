@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -140,14 +141,26 @@ def test_what_cannot_be_asked_for(arguments, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
-def test_a_run_that_is_ended_leaves_nothing():
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_is_ended_leaves_nothing(number):
     command = [sys.executable, "-m", "hostd.cli", "bench", "throughput", "--sizes", "64", "--seconds", "0.01"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     assert "warm-up" in process.stderr.readline()
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode not in (0, None)
     assert "Traceback" not in said
-    assert not [entry for entry in os.listdir("/dev/shm") if f"{process.pid}" in entry]
+    places = (Path("/dev/shm"), Path(tempfile.gettempdir()))
+    assert not [entry for place in places for entry in place.iterdir() if f"-{process.pid}" in entry.name]
+
+
+def test_what_a_killed_run_left_is_swept():
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [Path("/dev/shm", f"hostd-bench-{gone.pid}-x"), Path(tempfile.gettempdir(), f"hostd-bench-{gone.pid}-y")]
+    left[0].touch()
+    left[1].mkdir()
+    with Pairs(CPUS):
+        assert not any(path.exists() for path in left)
