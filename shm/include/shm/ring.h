@@ -53,6 +53,7 @@ struct ring {
     uint32_t run;           /* consumer: messages since it last found nothing */
     uint32_t trial;         /* consumer: how often it finds nothing before it tries to hang back again */
     uint32_t hangs_back;    /* consumer: it does */
+    uint32_t wide;          /* consumer: the message peeked last had a second line */
     uint32_t *data_wait;    /* the consumer's sleep flag: the ring's own, or its mpsc's */
     uint32_t *space_wait;
     uint32_t max_message;
@@ -235,8 +236,9 @@ static inline void ring_spin(struct ring *ring) {
         for (int i = 0; ring->hangs_back && i < RING_HANG_BACK; i++)
             shm_pause();
     }
-    /* The producer writes a message's second line first, so have it come early. */
-    __builtin_prefetch(ring_header(ring, ring->position + 1));
+    /* The producer writes a message's second line first, so have it come early; where there is none it is in his way. */
+    if (ring->wide)
+        __builtin_prefetch(ring_header(ring, ring->position + 1));
     shm_pause();
 }
 
@@ -259,6 +261,7 @@ static inline int ring_peek(struct ring *ring, const void **payload, uint32_t *s
         if (length > ring->max_message || span > room)
             return ring_fail(ring, SHM_E_CORRUPT, "length");
         ring->span = span;
+        ring->wide = span > 1;
         if (span > RING_NEAR)
             __builtin_prefetch(ring_header(ring, ring->position + RING_AHEAD * span));
         *payload = ring->cells + at * SHM_LINE + RING_HEADER;
