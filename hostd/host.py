@@ -347,7 +347,7 @@ class Host:
         self.close()
 
 
-def take_down(client: Client, *, timeout: float = 30.0) -> None:
+def take_down(client: Client, *, timeout: float = 60.0) -> None:
     """End the cluster of the supervisor at the other end; return when its process is gone. Raises ControlError."""
     process = client.hello.get("process")
     client.call("down")

@@ -104,9 +104,10 @@ class NetworkSwitch:
             said = self._last_words()
             raise NetError(f"network {self.full_name}: its switch ended before it was up{said}") from None
         async with self._turn:
-            await self._add_uplink()
+            # After a crash guests wait for their ports, and an uplink takes its time.
             for guest in self._guests:
                 await self._call(self._port(guest))
+            await self._add_uplink()
         self._run()
 
     def _run(self) -> None:
