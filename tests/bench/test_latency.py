@@ -165,7 +165,7 @@ def test_the_report_has_figures_ratios_curves_and_a_cluster_that_runs(tmp_path):
     for row in ("guests_spin", "star_spin", "broadcast_spin", "guests_sleep", "star_sleep", "python_channel"):
         assert {row, f"{row}_p50", f"{row}_p99_9", f"{row}_max", f"{row}_corrected_p99"} <= names
     assert {"guests_spin_one_line", "guest_exit", "zeromq_ipc", "iceoryx2"} <= names
-    assert sum("guests_spin_one_line is" in note or "eventfd + guest_exit is" in note for note in report.notes) == 2
+    assert sum("beside a line's way" in note or "eventfd + guest_exit is" in note for note in report.notes) == 2
     assert {"cache_line", "host_ring", "eventfd", "pipe", "unix_socket", "tcp_loopback"} <= names
     assert {"guests_spin_8_bytes", "guests_sleep_4096_bytes", "guests_spin_by_clock_p99"} <= names
     targets = {ratio.name: (ratio.target, ratio.at_most) for ratio in report.ratios if ratio.target}

@@ -68,10 +68,19 @@ static inline uint64_t numbered(uint64_t sender, uint64_t number) {
     return NUMBER(sender, serial << 32 | number);
 }
 
-static inline void put(struct channel *channel, uint64_t number) {
+/* Where the next number is known, its message is made before it is due: a copy of bytes just written waits for them. */
+static inline void make(uint64_t number) {
     memcpy(message + job.size - sizeof number, &number, sizeof number);
     memcpy(message, &number, sizeof number);
+}
+
+static inline void send(struct channel *channel) {
     channel_must(channel, channel_send(channel, message, job.size, GUEST_NO_LIMIT));
+}
+
+static inline void put(struct channel *channel, uint64_t number) {
+    make(number);
+    send(channel);
 }
 
 static inline uint64_t check(const struct channel *channel, int64_t size) {
@@ -99,8 +108,10 @@ static inline void expect(const struct channel *channel, uint64_t number, uint64
 /* The next question when the answer is there: a sample is the time between two answers. */
 static void ask_in_turn(struct channel *to, struct channel *from) {
     uint64_t before = guest_ticks();
+    make(numbered(self, 0));
     for (uint64_t i = 0; i < job.warm_up + job.count; i++) {
-        put(to, numbered(self, i));
+        send(to);
+        make(numbered(self, i + 1));
         expect(from, take(from), numbered(self, i));
         uint64_t now = guest_ticks();
         if (i >= job.warm_up)
@@ -157,8 +168,9 @@ static void pair(void) {
         ask(there, back);
     else if (self == 1)
         for (uint64_t i = 0; i < job.warm_up + job.count; i++) {
+            make(numbered(0, i));
             expect(there, take(there), numbered(0, i));
-            put(back, numbered(0, i));
+            send(back);
         }
 }
 

@@ -50,6 +50,7 @@ static _Noreturn void fail(const char *what, uint64_t number) {
 
 /* ---- messages ---------------------------------------------------------------------------------------------------------- */
 
+/* Made before it is due: a copy of bytes just written waits for them. */
 static inline void make(uint64_t number) {
     memcpy(message + size - sizeof number, &number, sizeof number);
     memcpy(message, &number, sizeof number);
@@ -65,7 +66,8 @@ static inline void expect(uint64_t wanted) {
 
 /* ---- ways -------------------------------------------------------------------------------------------------------------- */
 
-/* `receive` waits; `try` says 0 when nothing is there. The numbers that are sent and received are the caller's. */
+/* `send` sends the message that was made last. `receive` waits; `try` says 0 when nothing is there. The numbers that are
+ * sent and received are the caller's. */
 struct way {
     void (*open)(int asks);
     void (*send)(uint64_t number);
@@ -126,7 +128,6 @@ static void open_rings(int asks) {
 static void send_ring(uint64_t number) {
     struct ring *ring = &out[size > SMALL];
     int bell, result;
-    make(number);
     while ((result = ring_send(ring, message, size, &bell)) == SHM_FULL)
         shm_pause();
     if (result)
@@ -164,7 +165,6 @@ static void open_ends(int asks) {
 }
 
 static void send_end(uint64_t number) {
-    make(number);
     if (end_send(&out_end, (char *)message, size, -1))
         fail("can't send message", number);
 }
@@ -204,7 +204,6 @@ static void open_bytes(int asks) {
 }
 
 static void send_bytes(uint64_t number) {
-    make(number);
     for (size_t at = 0; at < size;) {
         ssize_t done = write(fds[0], message + at, size - at);
         if (done < 0 && errno != EINTR)
@@ -252,8 +251,10 @@ static const struct { const char *name; int descriptors; struct way way; } ways[
 static inline __attribute__((always_inline)) void ask_in_turn(const struct way *way, uint64_t warm_up, uint64_t count,
                                                               uint64_t *samples) {
     uint64_t before = __rdtsc();
+    make(0);
     for (uint64_t i = 0; i < warm_up + count; i++) {
         way->send(i);
+        make(i + 1);
         way->receive(i);
         uint64_t now = __rdtsc();
         if (i >= warm_up)
@@ -269,6 +270,7 @@ static void ask_by_clock(const struct way *way, uint64_t warm_up, uint64_t count
     window = window > OUTSTANDING ? OUTSTANDING : window ? window : 1;
     while (got < all) {
         if (asked < all && asked - got < window && (int64_t)(__rdtsc() - (start + asked * interval)) >= 0) {
+            make(asked);
             way->send(asked++);
         } else if (way->try(got)) {
             if (got >= warm_up)
@@ -282,6 +284,7 @@ static void ask_by_clock(const struct way *way, uint64_t warm_up, uint64_t count
 
 static inline __attribute__((always_inline)) void answer_all(const struct way *way, uint64_t count) {
     for (uint64_t i = 0; i < count; i++) {
+        make(i);
         way->receive(i);
         way->send(i);
     }
