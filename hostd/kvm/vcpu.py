@@ -101,6 +101,11 @@ class Vcpu:
         if failed:
             raise KvmError("tgkill", -failed, {"vcpu": self.fd})
 
+    @property
+    def stopping(self) -> bool:
+        """Whether a stop waits to be taken: the next `run` returns Interrupted."""
+        return bool(self._loop.stop)
+
     def _exited(self) -> Exit:
         flat = self._exit
         lib.vcpu_exit(self._run, flat)

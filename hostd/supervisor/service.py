@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from hostd.agent.link import AgentError
-from hostd.boot.framebuffer import ROW
-from hostd.cluster.near import near
 from hostd.control.server import Call, RequestError, Stream
-from hostd.memory import smaps
 from hostd.supervisor.agents import relay
 from hostd.supervisor.guest_run import GuestRun
+from hostd.supervisor.lookup import Arguments, Lookup
+from hostd.supervisor.memory_calls import MemoryCalls
 
 if TYPE_CHECKING:
     from hostd.supervisor.supervisor import Supervisor
 
 AGAIN = ("ended", "restarting")
 """states of a guest that can be started again"""
-Arguments = Mapping[str, Any]
 
 
 class Service:
@@ -28,20 +25,19 @@ class Service:
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
         self._fleet = supervisor.fleet
+        self._lookup = Lookup(supervisor.plan.cluster.name, self._fleet.runs)
         self.calls: dict[str, Call] = {
             "ps": self.ps,
             "started": self.started,
             "wait": self.wait,
             "result": self.result,
             "inspect": self.inspect,
-            "slots": self.slots,
-            "read": self.read,
-            "framebuffer": self.framebuffer,
             "start": self.start,
             "stop": self.stop,
             "kill": self.kill,
             "down": self.down,
             "agent": self.agent,
+            **MemoryCalls(self._lookup).calls,
         }
 
     async def ps(self, _arguments: Arguments) -> dict[str, Any]:
@@ -63,7 +59,7 @@ class Service:
 
     async def wait(self, arguments: Arguments) -> dict[str, Any]:
         """Wait until the named guests (all, if none is named) have ended; then as `result`."""
-        await self._fleet.wait_finished(self._named(arguments))
+        await self._fleet.wait_finished(self._lookup.named(arguments))
         return self._supervisor.result()
 
     async def result(self, _arguments: Arguments) -> dict[str, Any]:
@@ -72,7 +68,7 @@ class Service:
 
     async def inspect(self, arguments: Arguments) -> dict[str, Any]:
         """Everything known of the cluster, or of one guest."""
-        runs = self._named(arguments)
+        runs = self._lookup.named(arguments)
         guests = await asyncio.gather(*(self._everything(run) for run in runs))
         return {
             "cluster": self._supervisor.plan.cluster.name,
@@ -112,51 +108,9 @@ class Service:
             "log": str(self._supervisor.directory.log(run.name)),
         }
 
-    async def slots(self, arguments: Arguments) -> dict[str, Any]:
-        """The slot table of one guest, with what of each row is resident, shared, private, swapped."""
-        run = self._one(arguments)
-        if run.pid is None or run.link is None or run.state != "running":
-            raise RequestError(f"guest {run.name}: is not running ({run.state}), so it has no slot table")
-        try:
-            rows = await run.link.call("slots")
-        except TimeoutError:
-            raise RequestError(f"guest {run.name}: its process doesn't answer") from None
-        ranges = [(row["hva"], row["size"]) for row in rows]
-        usages = await asyncio.to_thread(smaps.usage, run.pid, ranges)
-        rows = [row | usage.describe() for row, usage in zip(rows, usages, strict=True)]
-        return {"guest": run.name, "pid": run.pid, "slots": rows}
-
-    async def read(self, arguments: Arguments) -> bytes:
-        """Up to 1 MiB of a running guest's memory: {"guest", "gpa", "size"}."""
-        run = self._one(arguments)
-        if run.link is None:
-            raise RequestError(f"guest {run.name}: is not running ({run.state})")
-        data: bytes = await run.link.call("read", gpa=int(arguments["gpa"]), size=int(arguments["size"]))
-        return data
-
-    async def framebuffer(self, arguments: Arguments) -> dict[str, Any]:
-        """Where a running guest's picture lies, and how: {"gpa", "width", "height", "stride"}."""
-        run = self._one(arguments)
-        picture = run.plan.group.framebuffer
-        if picture is None:
-            raise RequestError(
-                f"guest {run.name}: has no frame buffer; give it one in the cluster file: "
-                f"[guest.{run.plan.group.name}.framebuffer]"
-            )
-        row = next((row for row in run.rows if row["name"] == ROW), None)
-        if row is None or run.state != "running":
-            raise RequestError(f"guest {run.name}: is not running ({run.state}), so it shows nothing")
-        return {
-            "guest": run.name,
-            "gpa": row["gpa"],
-            "width": picture.width,
-            "height": picture.height,
-            "stride": picture.stride,
-        }
-
     async def start(self, arguments: Arguments) -> list[str]:
         """Start the named guests again, which must have ended (all that have, if none is named)."""
-        runs = self._named(arguments)
+        runs = self._lookup.named(arguments)
         if arguments.get("guests"):
             for run in runs:
                 if run.state not in AGAIN:
@@ -169,21 +123,21 @@ class Service:
 
     async def stop(self, arguments: Arguments) -> list[str]:
         """Stop the named guests (all, if none is named) for good; Linux guests may take `grace` seconds to do it."""
-        runs = self._named(arguments)
+        runs = self._lookup.named(arguments)
         grace = arguments.get("grace")
         await self._fleet.stop(runs, **({} if grace is None else {"grace": float(grace)}))
         return [run.name for run in runs]
 
     async def kill(self, arguments: Arguments) -> list[str]:
         """Kill the processes of the named guests; whether they start again is their restart policy's to say."""
-        runs = self._named(arguments)
+        runs = self._lookup.named(arguments)
         for run in runs:
             self._fleet.kill(run)
         return [run.name for run in runs]
 
     async def agent(self, arguments: Arguments) -> Stream:
         """Make the connection a stream of a Linux guest's agent, which may take `wait` seconds to answer."""
-        run = self._one(arguments)
+        run = self._lookup.one(arguments)
         try:
             link = await self._fleet.agents.link(run, float(arguments.get("wait", 0)))
         except AgentError as error:
@@ -193,19 +147,3 @@ class Service:
     async def down(self, _arguments: Arguments) -> None:
         """Begin to end the cluster: its guests, then its supervisor; the folder goes last."""
         self._supervisor.finish.set()
-
-    def _named(self, arguments: Arguments) -> list[GuestRun]:
-        names = arguments.get("guests") or []
-        if not isinstance(names, list):
-            raise RequestError("guests is no list")
-        return [self._find(name) for name in names] or list(self._fleet.runs.values())
-
-    def _one(self, arguments: Arguments) -> GuestRun:
-        return self._find(arguments.get("guest"))
-
-    def _find(self, name: object) -> GuestRun:
-        run = self._fleet.runs.get(name) if isinstance(name, str) else None
-        if run is None:
-            cluster = self._supervisor.plan.cluster.name
-            raise RequestError(f"cluster {cluster} has no guest {name!r}{near(str(name), self._fleet.runs)}")
-        return run

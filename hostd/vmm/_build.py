@@ -16,6 +16,7 @@ ffibuilder.cdef(
     struct kvm_run;
     struct slot_rows;
     struct guest_calls {
+        int waiting;
         uint64_t console_left, waits, console_bytes;
         ...;
     };
@@ -26,6 +27,7 @@ ffibuilder.cdef(
         const int *bells, uint32_t count);
     void calls_close(struct guest_calls *calls);
     int calls_exit(void *context, struct kvm_run *run);
+    void calls_go_on(struct guest_calls *calls);
     int fence_register(void);
 
     #define NURSERY_CHILD 0

@@ -128,7 +128,10 @@ static uint64_t take(struct guest_calls *calls, const uint32_t *bells, uint64_t 
     return rang;
 }
 
-/* Checked: the number of bells, each bell's number; the limit is cut to what a signed 64-bit holds. */
+/*
+ * Checked: the number of bells, each bell's number; the limit is cut to what a signed 64-bit holds. A wait that the host
+ * interrupts isn't over: `waiting` is set, and the page says what of the limit is left for calls_go_on.
+ */
 static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *up) {
     uint64_t limit = page->args[0], count = page->args[1], rang;
     uint32_t bells[GUEST_WAIT_BELLS];
@@ -138,18 +141,28 @@ static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *u
     for (uint64_t i = 0; i < count; i++)
         if (bells[i] >= calls->bells)
             return GUEST_EINVAL;
-    calls->waits++;
     uint64_t start = clock_ns(CLOCK_MONOTONIC);
     int no_limit = limit > (uint64_t)INT64_MAX;
+    calls->waiting = 0;
     *up = collect(calls, 0); /* A bell that rang in the meantime, without a sleep. */
-    while (!(rang = take(calls, bells, count)) && !*up) {
+    while (!(rang = take(calls, bells, count))) {
         uint64_t spent = clock_ns(CLOCK_MONOTONIC) - start;
         if (!no_limit && spent >= limit)
             break;
+        if (*up) {
+            calls->waiting = 1;
+            page->args[0] = no_limit ? limit : limit - spent;
+            return GUEST_OK;
+        }
         *up = collect(calls, no_limit ? -1 : (int64_t)(limit - spent));
     }
     page->args[0] = rang;
     return GUEST_OK;
+}
+
+void calls_go_on(struct guest_calls *calls) {
+    int up = 0;
+    calls->page->result = wait_bells(calls, calls->page, &up);
 }
 
 /* 1 when one of the words differs, 0 when none does, GUEST_EINVAL. Checked: their number; each one's address. */
@@ -207,9 +220,11 @@ int calls_exit(void *context, struct kvm_run *run) {
         page->result = fence();
         break;
     case GUEST_CALL_WAIT:
+        calls->waits++;
         page->result = wait_bells(calls, page, &up);
         break;
     case GUEST_CALL_SLEEP:
+        calls->waits++;
         page->result = sleep_unless(calls, page, &up);
         break;
     default:

@@ -17,6 +17,7 @@ struct guest_calls {
     int console_fd;
     uint32_t bells;
     uint64_t console_left;             /* bytes until Python is asked to rotate the log */
+    int waiting;                       /* in a wait that the host has interrupted; the guest must not run */
     uint64_t waits;                    /* counters, for `inspect` */
     uint64_t console_bytes;
     uint64_t pending[CALLS_BELLS / 64]; /* bells that rang and were not waited for yet */
@@ -33,6 +34,8 @@ int calls_open(struct guest_calls *calls, void *page, struct slot_rows *memory, 
                uint32_t count);
 void calls_close(struct guest_calls *calls);
 int calls_exit(void *context, struct kvm_run *run);
+/* Goes on with the wait that was interrupted, in the vCPU's thread; `waiting` again: it was interrupted again. */
+void calls_go_on(struct guest_calls *calls);
 int fence_register(void);
 
 #endif

@@ -23,6 +23,7 @@ from hostd.memory import SlotTable
 from hostd.vmm import faults
 from hostd.vmm._calls import ffi
 from hostd.vmm._calls import lib as calls
+from hostd.vmm.pause import Pause
 
 FRAME_WORDS = 7  # pushed RAX, error code, RIP, CS, RFLAGS, RSP, SS
 Report = Callable[[str, int | float | str], None]
@@ -51,6 +52,7 @@ class Guest:
         self._calls = ffi.gc(calls.calls_new() or _no_memory(self.name), calls.calls_free)
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
         self._open_calls(console)
+        self.pause = Pause(self.vcpus)
 
     def _assemble(self, spec: dict[str, Any], region_descriptors: list[int], image: Image) -> None:
         with System.open() as system:
@@ -108,10 +110,12 @@ class Guest:
         return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
 
     def rest(self) -> None:
-        """Nothing to wait for: nobody pauses a unikernel."""
+        """To be called by the vCPU's thread between steps: the guest may have to stand still."""
+        self.pause.rest()
 
     def leave(self) -> None:
-        """Nobody waits for it."""
+        """To be called by the vCPU's thread when it runs the guest no more."""
+        self.pause.leave()
 
     def share(self) -> dict[str, int]:
         """A unikernel doesn't patch its code."""
@@ -123,7 +127,7 @@ class Guest:
         None: go on. The caller looks at `console_full` and at whether the guest is to stop.
         """
         assert index == 0, "a unikernel has one vCPU"
-        event = self.vcpu.run()
+        event = self._run()
         if isinstance(event, Interrupted):
             return None
         if isinstance(event, Io) and event.port == lib.GUEST_PORT_CALL:
@@ -138,6 +142,14 @@ class Guest:
             what = self._describe(event.address, event.is_write)
             return self._error(f"{verb} {event.address:#x} ({what}) at {self._where(self.vcpu.regs.rip)}")
         return self._error(_unexpected(event))
+
+    def _run(self) -> Exit:
+        """Run the vCPU, but first to its end the wait in which the guest was interrupted."""
+        if self._calls.waiting:
+            calls.calls_go_on(self._calls)
+            if self._calls.waiting and not self.vcpu.stopping:  # A signal, for the interpreter.
+                return Interrupted()
+        return self.vcpu.run()
 
     @property
     def console_full(self) -> bool:

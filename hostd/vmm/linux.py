@@ -71,7 +71,7 @@ class LinuxGuest:
         self._plug_in(spec, console, regions, disks, pmem)
         for vcpu in self.vcpus:
             vcpu.on_exit(*self.machine.exit_handler)
-        self._pause = Pause(self.vcpus)
+        self.pause = Pause(self.vcpus)
         self.machine.start()
         self._copier = threading.Thread(target=own_code, args=(self.table, kernel), name="code", daemon=True)
         self._copier.start()
@@ -158,11 +158,11 @@ class LinuxGuest:
 
     def rest(self) -> None:
         """To be called by a vCPU's thread between steps: the guest may have to stand still."""
-        self._pause.rest()
+        self.pause.rest()
 
     def leave(self) -> None:
         """To be called by a vCPU's thread that runs it no more."""
-        self._pause.leave()
+        self.pause.leave()
 
     def share(self) -> dict[str, int]:
         """Share the code that the guest's kernel has patched, with other guests of that kernel.
@@ -172,7 +172,7 @@ class LinuxGuest:
         if self._copied:
             return {"pages": 0, "changed": 0, "shared": 0}
         self._copier.join()
-        return share_code(self.table, self._kernel, Path(self._cache), self._pause.paused).describe()
+        return share_code(self.table, self._kernel, Path(self._cache), self.pause.paused).describe()
 
     def step(self, index: int) -> dict[str, Any] | None:
         """Run vCPU `index` until something happens that is not served in C; return the result once there is one."""

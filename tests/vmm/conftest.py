@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import textwrap
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,9 +34,15 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """Return a function that compiles and runs a program's C text to its end."""
+    """Return a function that compiles and runs a program's C text to its end, with `beside` in a thread beside it."""
 
-    def run_program(source: str, *, regions: list[tuple[str, int, str]] = [], **spec: Any) -> Ended:  # noqa: B006
+    def run_program(
+        source: str,
+        *,
+        regions: list[tuple[str, int, str]] = [],  # noqa: B006
+        beside: Callable[[Guest], None] = lambda guest: None,
+        **spec: Any,
+    ) -> Ended:
         program = tmp_path / "prog.c"
         program.write_text('#include "guest.h"\n' + textwrap.dedent(source))
         image = read_image(compile_program([program], tmp_path / "prog.elf"))
@@ -65,9 +72,14 @@ def run(tmp_path: Path) -> Run:
             descriptors = [file.fileno(), *(descriptor for _, descriptor, _ in regions), *bells]
             guest = Guest(full, descriptors, console.fileno(), reports.__setitem__)
             guest.allow_console(1 << 20)
+            other = threading.Thread(target=beside, args=(guest,))
+            other.start()
             result = None
             while result is None:
                 result = guest.step()
+                guest.rest()
+            guest.leave()
+            other.join()
         for bell in bells:
             os.close(bell)
         return Ended(result, reports, (tmp_path / "console").read_text(), guest)
