@@ -84,6 +84,7 @@ class Host:
             "dir": str(folder),
             "memory": 192 << 20,
             "regions": [{"name": "link", "size": SIZE, "access": access}],
+            "framebuffer": None,
             "bells": len(self.bells),
             "doorbells": [{"peer": 1, "peers": [[0, 1], [2, 3]], "waits": [1]}],
             "log_limit": 1 << 24,
