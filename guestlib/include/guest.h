@@ -54,6 +54,14 @@ uint64_t guest_random(void);
 const struct guest_info *guest_info(void);
 const char *guest_name(void);
 
+/* Which life of this memory it is: 0 in a guest that booted, another number in each that was made from a template. What
+   must differ between clones (numbers drawn at random, the name, ends of channels) is to be had again when it changes. */
+uint64_t guest_generation(void);
+
+/* Sleeps until the generation is another: a template made meanwhile gives clones that go on from here. The new generation,
+   or 0 once `limit_ns` has passed. */
+uint64_t guest_await_clone(uint64_t limit_ns);
+
 /* The value of an environment variable, or NULL. */
 const char *guest_env(const char *name);
 

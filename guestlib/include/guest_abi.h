@@ -12,7 +12,7 @@
 #include <stdint.h>
 
 #define GUEST_ABI_MAGIC 0x74736f68 /* "host" */
-#define GUEST_ABI_VERSION 4
+#define GUEST_ABI_VERSION 5
 
 /* Ports. */
 #define GUEST_PORT_FAULT 0xf4      /* 8-bit: exception vector; written by the ring-0 stubs. */
@@ -163,6 +163,7 @@ struct guest_info {
     struct guest_span channels;    /* count of struct guest_channel */
     struct guest_span networks;    /* count of struct guest_network */
     struct guest_framebuffer framebuffer;
+    uint64_t generation;           /* 0: booted; else made from a template, and another number in each such guest */
 };
 
 #endif

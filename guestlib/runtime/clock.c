@@ -7,6 +7,7 @@ static const uint64_t RESYNC_NS = 1000000000;
 
 static uint64_t base_ticks, base_ns; /* one moment, by counter and by clock */
 static uint64_t last_ns;             /* never go back */
+static uint64_t generation;          /* what the three are of: a clone may live on another day */
 
 static uint64_t scale(uint64_t value, uint64_t multiply, uint64_t divide) {
     return (uint64_t)((unsigned __int128)value * multiply / divide);
@@ -39,6 +40,10 @@ uint64_t guest_now_ns(void) {
     if (!guest_info()->tsc_khz) {
         call(GUEST_CALL_TIME);
         return call_page->args[0];
+    }
+    if (generation != guest_generation()) {
+        generation = guest_generation();
+        base_ns = last_ns = 0;
     }
     uint64_t passed = guest_ticks_to_ns(guest_ticks() - base_ticks);
     if (!base_ns || passed > RESYNC_NS) {

@@ -23,6 +23,24 @@ const struct guest_info *guest_info(void) {
     return info;
 }
 
+uint64_t guest_generation(void) {
+    return ((const volatile struct guest_info *)info)->generation;
+}
+
+uint64_t guest_await_clone(uint64_t limit_ns) {
+    uint64_t known = guest_generation(), start = guest_now_ns(), left = limit_ns;
+    while (guest_generation() == known) {
+        if (limit_ns != GUEST_NO_LIMIT) {
+            uint64_t passed = guest_now_ns() - start;
+            if (passed >= limit_ns)
+                return 0;
+            left = limit_ns - passed;
+        }
+        guest_wait(NULL, 0, left);
+    }
+    return guest_generation();
+}
+
 const char *guest_name(void) {
     return at(info->name.offset);
 }

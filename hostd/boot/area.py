@@ -20,9 +20,10 @@ class InfoArea:
         self.bytes += data
         return offset
 
-    def text(self, value: str) -> dict[str, int]:
+    def text(self, value: str, *, room: int = 0) -> dict[str, int]:
+        """Add a text with its closing zero, in at least `room` bytes."""
         data = value.encode()
-        return {"offset": self.append(data + b"\0"), "size": len(data)}
+        return {"offset": self.append((data + b"\0").ljust(room, b"\0")), "size": len(data)}
 
     def texts(self, values: list[str]) -> dict[str, int]:
         return self.table("struct guest_span", [self.text(value) for value in values])

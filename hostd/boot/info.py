@@ -29,15 +29,17 @@ def info_area(spec: dict[str, Any], places: AddressMap, tsc_khz: int, image_path
         "image": _range(places.image.start, places.image.size),
         "stack": _range(places.stack.start, places.stack.size),
         "seed": spec["seed"],
-        "name": area.text(spec["name"]),
-        "cluster": area.text(spec["cluster"]),
+        # First what is the same in all clones of a guest, which may hold its address.
         "args": area.texts([image_path.rsplit("/", 1)[-1], *spec["args"]]),
         "env": area.texts([f"{name}={value}" for name, value in spec["env"].items()]),
+        "name": area.text(spec["name"], room=lib.GUEST_NAME_SIZE),
+        "cluster": area.text(spec["cluster"], room=lib.GUEST_NAME_SIZE),
         "heap": area.table("struct guest_range", [_range(s.start, s.size) for s in places.heap]),
         "regions": area.table("struct guest_region", _regions(spec["regions"], places)),
         "channels": area.table("struct guest_channel", [_channel(c) for c in spec["channels"]]),
         "networks": area.table("struct guest_network", networks(area, spec)),
         "framebuffer": _framebuffer(spec["framebuffer"], places),
+        "generation": spec.get("generation", 0),
     }
     head["size"] = len(area.bytes)
     if len(area.bytes) > lib.GUEST_INFO_SIZE:

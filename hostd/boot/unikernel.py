@@ -50,15 +50,8 @@ class RamOptions:
         return {"lock": self.lock, "prefault": self.prefault, "mergeable": self.mergeable, "thp": self.thp}
 
 
-def map_rows(
-    table: SlotTable,
-    image: Image,
-    descriptor: int,
-    places: AddressMap,
-    regions: list[RegionRow],
-    options: RamOptions,
-) -> None:
-    """Add the guest's rows to `table`; `descriptor` is the image file's."""
+def map_own(table: SlotTable, image: Image, descriptor: int, places: AddressMap, options: RamOptions) -> None:
+    """Add the rows that are the guest's alone to `table`; `descriptor` is the image file's."""
     row_options = options.of_row()
     table.add(places.low.start, places.low.size, Anonymous(), name="low", **row_options)
     if options.copied:
@@ -69,6 +62,10 @@ def map_rows(
         huge = _huge_part(span) if options.hugetlb else None
         for part in _parts(span, huge):
             table.add(part.start, part.size, Hugetlb() if part == huge else Anonymous(), name="ram", **row_options)
+
+
+def map_regions(table: SlotTable, places: AddressMap, regions: list[RegionRow]) -> None:
+    """Add a row for each region."""
     for region, span in zip(regions, places.regions, strict=True):
         backing = RegionBacking(region.descriptor)
         table.add(span.start, span.size, backing, name=f"region {region.name}", access=region.access)

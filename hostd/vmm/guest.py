@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from hostd.boot._abi import ffi as abi
@@ -17,9 +18,10 @@ from hostd.boot.framebuffer import map_framebuffer
 from hostd.boot.info import info_area
 from hostd.boot.registers import enter_ring3
 from hostd.boot.symbols import locate
-from hostd.boot.unikernel import RamOptions, RegionRow, map_extra_rows, map_rows, write_tables
+from hostd.boot.unikernel import RamOptions, RegionRow, map_extra_rows, map_own, map_regions, write_tables
 from hostd.kvm import Exit, Interrupted, Io, Mmio, System
 from hostd.memory import SlotTable
+from hostd.memory.frozen import map_frozen
 from hostd.vmm import faults
 from hostd.vmm._calls import ffi
 from hostd.vmm._calls import lib as calls
@@ -27,6 +29,15 @@ from hostd.vmm.pause import Pause
 
 FRAME_WORDS = 7  # pushed RAX, error code, RIP, CS, RFLAGS, RSP, SS
 Report = Callable[[str, int | float | str], None]
+
+
+@dataclass(frozen=True)
+class Template:
+    """What a guest goes on from: another's memory (a file), where rows lie in it, and what `Guest.freeze` returned."""
+
+    memory: int
+    rows: list[dict[str, Any]]
+    state: dict[str, Any]
 
 
 class Guest:
@@ -43,7 +54,9 @@ class Guest:
         self._regions: list[dict[str, Any]] = spec["regions"]
         image_descriptor, *rest = descriptors
         self._image_descriptor = image_descriptor
-        region_descriptors, self.bells = rest[: len(self._regions)], rest[len(self._regions) :]
+        region_descriptors, rest = rest[: len(self._regions)], rest[len(self._regions) :]
+        self.bells, memory = rest[: spec["bells"]], rest[spec["bells"] :]
+        self._template = Template(memory[0], **spec["template"]) if spec.get("template") else None
         image = Image.of(spec["image"])
         framebuffer_size = spec["framebuffer"]["size"] if spec["framebuffer"] else 0
         self.places = lay_out(spec["memory"], image, [r["size"] for r in self._regions], framebuffer_size)
@@ -53,6 +66,8 @@ class Guest:
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
         self._open_calls(console)
         self.pause = Pause(self.vcpus)
+        if self._template is not None:
+            self._thaw(self._template.state)
 
     def _assemble(self, spec: dict[str, Any], region_descriptors: list[int], image: Image) -> None:
         with System.open() as system:
@@ -61,14 +76,25 @@ class Guest:
             self.vcpus = [self.vcpu]
             enter_ring3(system, self.vcpu, image.entry, self.places.stack.end - 8)
         self.table = SlotTable(self.vm)
+        self._map_own(spec, image)
         rows = [RegionRow(r["name"], d, r["access"]) for r, d in zip(self._regions, region_descriptors, strict=True)]
-        map_rows(self.table, image, self._image_descriptor, self.places, rows, RamOptions(**spec["options"]))
-        map_extra_rows(self.table, spec["slots"])
-        if self.places.framebuffer is not None:
-            map_framebuffer(self.table, self.places.framebuffer.start, spec["framebuffer"])
+        map_regions(self.table, self.places, rows)
         info = info_area(spec, self.places, self.vcpu.tsc_khz, image.path)
         writable = [region["access"] == "rw" for region in self._regions]
         write_tables(self.table, image, self.places, writable, spec["slots"], info)
+
+    def _map_own(self, spec: dict[str, Any], image: Image) -> None:
+        """Add all rows but the regions': of a template those that hold its memory, else as the guest boots."""
+        slots, framebuffer, options = spec["slots"], self.places.framebuffer, RamOptions(**spec["options"])
+        frozen: set[int] = set()
+        if self._template is None:
+            map_own(self.table, image, self._image_descriptor, self.places, options)
+        else:
+            map_frozen(self.table, self._template.memory, self._template.rows, **options.of_row())
+            frozen = {row["gpa"] for row in self._template.rows}
+        map_extra_rows(self.table, [slot for slot in slots if slot["gpa"] not in frozen])
+        if framebuffer is not None and framebuffer.start not in frozen:
+            map_framebuffer(self.table, framebuffer.start, spec["framebuffer"])
 
     def _bind_doorbells(self) -> None:
         for number, bell in enumerate(self.bells):
@@ -103,6 +129,24 @@ class Guest:
         self.vcpu.close()
         self.table.close()
         self.vm.close()
+
+    def freeze(self) -> dict[str, Any]:
+        """Return all that a guest made from this one's memory must know beside it. It must stand still.
+
+        Raises KvmError.
+        """
+        from hostd.kvm.state import save_vcpu
+
+        self.vcpu.complete()
+        return {"vcpus": [save_vcpu(self.vcpu)], "waiting": bool(self._calls.waiting)}
+
+    def _thaw(self, state: dict[str, Any]) -> None:
+        """Go on where the template's guest was; a wait that it was in is over, with no bell."""
+        from hostd.kvm.state import restore_vcpu
+
+        restore_vcpu(self.vcpu, state["vcpus"][0])
+        if state["waiting"]:
+            self._page.result, self._page.args[0] = lib.GUEST_OK, 0
 
     @property
     def counters(self) -> dict[str, int]:

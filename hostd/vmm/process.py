@@ -305,7 +305,7 @@ CALLS: dict[str, Method] = {
     "stats": GuestProcess.stats,
     "read": GuestProcess.read,
 }
-RARE: dict[str, str] = {}
+RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing"}
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
 
 
