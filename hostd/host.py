@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     import shm
     from hostd.agent.copying import Copied, Place
+    from hostd.templates import Template
 
 AGENT_WAIT = 30.0
 """seconds that a guest which still boots is waited for"""
@@ -129,6 +130,16 @@ class Guest:
         from hostd.screen.guest import screenshot
 
         return screenshot(self.cluster, self.name)
+
+    def template(self, name: str, *, replace: bool = False) -> Template:
+        """Freeze it into the template `name`, from which guests go on (`Host.run_from`); it goes on itself.
+
+        Raises TemplateError: there is one of that name, which is not to be replaced; ControlError: it has channels open,
+        or does not run.
+        """
+        from hostd.templates.making import make
+
+        return make(self.cluster, self.name, name, replace=replace)
 
     def exec(
         self,
@@ -316,6 +327,23 @@ class Host:
     def up(self, file: File, *, overrides: Sequence[str] = ()) -> BackgroundCluster:
         """Bring a cluster up in the background; return when its guests have been started. Raises as `run` does."""
         cluster = load(file, overrides)
+        start(cluster)
+        return self.attach(cluster.name)
+
+    def run_from(self, template: str, count: int | None = None, *, overrides: Sequence[str] = ()) -> Result:
+        """Run a cluster of one guest, or of `count`, from a template. Raises TemplateError and as `run` does."""
+        from hostd.supervisor.foreground import run
+        from hostd.templates import find
+        from hostd.templates.clusters import cluster_of
+
+        return Result(run(cluster_of(find(template), count, overrides)))
+
+    def up_from(self, template: str, count: int | None = None, *, overrides: Sequence[str] = ()) -> BackgroundCluster:
+        """Bring such a cluster up in the background, as `up` does. Raises TemplateError and as `up` does."""
+        from hostd.templates import find
+        from hostd.templates.clusters import cluster_of
+
+        cluster = cluster_of(find(template), count, overrides)
         start(cluster)
         return self.attach(cluster.name)
 

@@ -22,6 +22,8 @@ COMMANDS = {
     "kill": "kill the processes of guests",
     "net": "list and show networks, and let other programs join them",
     "capture": "show or write the frames of a network",
+    "template": "freeze a guest into files that others go on from",
+    "templates": "list and remove templates",
     "slots": "show a guest's slot table and what of it is shared",
     "screenshot": "write what a guest shows as a PNG file",
     "view": "show what a guest shows in a browser, as it changes",

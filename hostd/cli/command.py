@@ -81,6 +81,7 @@ def _exit_code(error: Exception) -> int | None:
     from hostd.images import ImageStoreError
     from hostd.lab import LabError
     from hostd.supervisor.errors import SupervisorError
+    from hostd.templates import TemplateError
     from net.errors import NetError
     from shm import ShmError
 
@@ -101,6 +102,7 @@ def _exit_code(error: Exception) -> int | None:
             | ControlError
             | NetError
             | ShmError
+            | TemplateError
             | OSError,
         )
         else None
@@ -116,9 +118,9 @@ def _complain(command: str, error: Exception, *, as_json: bool) -> None:
         print_json({"ok": False, "error": text})
 
 
-def add_file(parser: argparse.ArgumentParser) -> None:
+def add_file(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     """Add FILE and --set, as `run`, `up` and `validate` take them."""
-    file = parser.add_argument("file", metavar="FILE", help="cluster file (TOML)")
+    file = parser.add_argument("file", metavar="FILE", nargs="?" if optional else None, help="cluster file (TOML)")
     file.complete = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}  # type: ignore[attr-defined]
     parser.add_argument(
         "--set",

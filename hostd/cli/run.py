@@ -6,27 +6,28 @@ import argparse
 import sys
 from typing import Any
 
-from hostd.cli.command import add_file, print_columns, print_json
+from hostd.cli.choosing import add_cluster, chosen
+from hostd.cli.command import print_columns, print_json
 
 EXAMPLES = (
     "hostd run examples/pingpong.toml",
     "hostd run examples/pingpong.toml --json",
     "hostd run examples/many.toml --set guest.hello.count=200",
+    "hostd run --from worker --count 100",
 )
 LISTED_GUESTS = 40
 """of more guests, only those that failed are listed at the end"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_file(parser)
+    add_cluster(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     from hostd.cli.watching import LiveStatus, PlainStatus
-    from hostd.cluster.file import load
     from hostd.supervisor.foreground import run as run_cluster
 
-    cluster = load(options.file, options.overrides)
+    cluster = chosen(options)
     if options.json:
         result = run_cluster(cluster)
         print_json(result)

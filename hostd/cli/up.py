@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 
-from hostd.cli.command import add_file, print_json
+from hostd.cli.choosing import add_cluster, chosen
+from hostd.cli.command import print_json
 
 EXAMPLES = ("hostd up examples/many.toml --set guest.hello.count=8", "hostd up cluster.toml --json")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    add_file(parser)
+    add_cluster(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    from hostd.cluster.file import load
     from hostd.supervisor.background import attach, start
     from hostd.supervisor.preflight import check_kvm, prepare
 
-    cluster = load(options.file, options.overrides)
+    cluster = chosen(options)
     check_kvm()
     prepare(cluster)
     start(cluster)

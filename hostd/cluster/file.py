@@ -17,6 +17,7 @@ from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.near import near
 from hostd.cluster.overrides import apply_overrides
 from hostd.cluster.schema import (
+    FROZEN_KEYS,
     LINUX_KEYS,
     UNIKERNEL_KEYS,
     DiskTable,
@@ -145,6 +146,8 @@ def _region(folder: Path, name: str, table: RegionTable) -> model.Region:
 
 
 def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.Network]) -> model.Guest:
+    if table.template is not None:
+        folder, table = _thawed(name, table, table.template)
     slots = [
         model.Slot(
             name=slot.name or f"slot-{number}",
@@ -176,7 +179,28 @@ def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.
         linux=_linux(folder, name, table),
         ports=networks.ports(name, table, nets),
         framebuffer=None if table.framebuffer is None else _framebuffer(folder, name, table.framebuffer),
+        template=table.template,
     )
+
+
+def _thawed(name: str, table: GuestTable, template: str) -> tuple[Path, GuestTable]:
+    """Return a guest's table with what its template says, and the folder for paths in that."""
+    from hostd.templates import TemplateError, find
+
+    for key in ("program", "image", *FROZEN_KEYS):
+        if key in table.model_fields_set:
+            raise ClusterFileError(f"guest.{name}.{key}: comes with the template {template!r}; remove the key")
+    try:
+        found = find(template)
+    except TemplateError as error:
+        raise ClusterFileError(f"guest.{name}.template: {error}") from None
+    try:
+        old = GuestTable.model_validate({key: found.table[key] for key in FROZEN_KEYS if key in found.table})
+    except ValidationError as error:
+        what = f"guest.{name}.template: {template!r} is of another version"
+        raise ClusterFileError(f"{what}: {_sentence(error)}") from None
+    frozen = {key: getattr(old, key) for key in old.model_fields_set}
+    return Path(found.file).parent, table.model_copy(update=frozen)
 
 
 def _framebuffer(folder: Path, name: str, table: FramebufferTable) -> model.Framebuffer:
@@ -258,9 +282,10 @@ def _check(cluster: model.Cluster) -> None:
 
 def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
     where = f"guest.{guest.name}"
-    if bool(guest.sources) + bool(guest.image) + bool(guest.linux) != 1:
+    if guest.template is None and bool(guest.sources) + bool(guest.image) + bool(guest.linux) != 1:
         raise ClusterFileError(
-            f'{where}: give one of program = "SOURCE.c", image = "FILE.elf" and kernel = "debian-cloud" (or a file)'
+            f'{where}: give one of program = "SOURCE.c", image = "FILE.elf", kernel = "debian-cloud" (or a file) and '
+            'template = "NAME"'
         )
     for kind, used, declared in (
         ("region", guest.regions, cluster.regions),

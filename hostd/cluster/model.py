@@ -179,7 +179,7 @@ class Linux:
 class Guest:
     """One `[guest.NAME]` of the file: one guest, or `count` of them.
 
-    Exactly one of `sources`, `image` and `linux` is given.
+    Exactly one of `sources`, `image` and `linux` is given, or `template` and, if that is of a Linux guest, `linux`.
     """
 
     name: str
@@ -201,6 +201,8 @@ class Guest:
     ports: Mapping[str, Port] = field(default_factory=dict)
     """its ports by network, in the order of its interfaces"""
     framebuffer: Framebuffer | None = None
+    template: str | None = None
+    """the name of what it goes on from"""
 
 
 @dataclass(frozen=True)

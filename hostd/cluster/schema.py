@@ -210,6 +210,7 @@ class GuestTable(Table):
 
     program: Texts | None = None
     image: Text | None = None
+    template: Name | None = None
     memory: Pages | None = None
     args: list[Text] = []
     env: dict[Variable, Text] = {}
@@ -248,6 +249,8 @@ LINUX_KEYS = ("initrd", "root", "cmdline", "command", "files", "disk", "ports", 
 """keys that only a guest with a `kernel` may have"""
 UNIKERNEL_KEYS = ("program", "image", "args", "slot")
 """keys that a guest with a `kernel` may not have"""
+FROZEN_KEYS = ("memory", "args", "env", "slot", "framebuffer", "hugetlb", "copied", "kernel", *LINUX_KEYS)
+"""keys that a guest with a `template` has from there"""
 
 
 class BenchTable(Table):

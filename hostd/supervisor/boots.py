@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hostd.boot.elf import Image
+from hostd.templates import Template, TemplateError
+from hostd.templates.store import processor
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Boot:
 
     description: Mapping[str, Any]
     files: tuple[tuple[str, str], ...]
+    template: Mapping[str, Any] | None = None
+    """{"rows", "state"} of the template that its guests go on from, whose memory is the last of `files`"""
 
     @property
     def path(self) -> str:
@@ -27,13 +31,26 @@ class Boot:
 
     def plain(self) -> dict[str, Any]:
         """Return it as plain values, for a file; `Boot.of` takes them back."""
-        return {"description": self.description, "files": self.files}
+        return {"description": self.description, "files": self.files, "template": self.template}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> Boot:
-        return cls(plain["description"], tuple((path, access) for path, access in plain["files"]))
+        files = tuple((path, access) for path, access in plain["files"])
+        return cls(plain["description"], files, plain.get("template"))
 
 
 def unikernel(image: Image) -> Boot:
     """Return what a unikernel guest boots: its program."""
     return Boot(image.describe(), ((image.path, "ro"),))
+
+
+def frozen(template: Template) -> Boot:
+    """Return what a guest goes on from: a template. Raises TemplateError when it is not for this host."""
+    if template.processor != processor():
+        raise TemplateError(
+            f"template {template.name!r} was made on {template.processor}, this host has {processor()}; "
+            "make it again here"
+        )
+    files = [(str(template.image_file), "ro"), *((path, access) for path, access in template.files)]
+    files.append((str(template.memory_file), "ro"))
+    return Boot(template.image, tuple(files), {"rows": template.rows, "state": template.state})

@@ -21,9 +21,10 @@ from hostd.doctor.limits import too_tight
 from hostd.doctor.probe import KvmKind, examine
 from hostd.kvm import NoKvmError, System
 from hostd.memory.layout import HOLES
-from hostd.supervisor.boots import Boot, unikernel
+from hostd.supervisor.boots import Boot, frozen, unikernel
 from hostd.supervisor.programs import images as read_images
 from hostd.supervisor.regions import file_size
+from hostd.templates import TemplateError, find
 
 
 def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
@@ -36,22 +37,25 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
     if tight is not None:
         raise ClusterFileError(f"{cluster.path}: {tight}")
     try:
+        thawed = {g.name: frozen(find(g.template)) for g in cluster.guests.values() if g.template is not None}
         unikernels = [guest for guest in cluster.guests.values() if guest.linux is None]
-        images = read_images(unikernels)
-        boots = {name: unikernel(image) for name, image in images.items()}
+        images = read_images(guest for guest in unikernels if guest.template is None)
+        boots = {name: unikernel(image) for name, image in images.items()} | thawed
         sizes = {region.name: file_size(region) for region in cluster.regions.values() if region.raw}
         for guest in cluster.guests.values():
             _check_host(guest)
             if guest.linux is None:
-                _check_unikernel(guest, images[guest.name], plan, sizes)
-            else:
+                _check_unikernel(guest, Image.of(dict(boots[guest.name].description)), plan, sizes)
+            elif guest.template is None:
                 boots[guest.name] = _linux(guest, guest.linux)
+            else:
+                _check_full_kvm(guest)
         for network in cluster.networks.values():
             _check_network(network)
         baselines.check(cluster.baselines)
     except ImageError as error:
         raise ImageError(f"{cluster.path}: {error}") from None
-    except ClusterFileError as error:
+    except (ClusterFileError, TemplateError) as error:
         raise ClusterFileError(f"{cluster.path}: {error}") from None
     except baselines.BaselineError as error:
         raise ClusterFileError(f"{cluster.path}: bench.baselines: {error}") from None
@@ -75,12 +79,7 @@ def _linux(guest: Guest, linux: Linux) -> Boot:
     from hostd.boot.linux import cpuid, layout
     from hostd.supervisor.linux_boot import linux_boot
 
-    kind, seen = examine()
-    if kind is not KvmKind.FULL:
-        raise ClusterFileError(
-            f"guest.{guest.name}.kernel: Linux guests need a KVM that runs ring 0, and this host's doesn't ({seen}); "
-            f"{_in_the_lab()}"
-        )
+    _check_full_kvm(guest)
     boot, kernel = linux_boot(guest, linux)
     with System.open() as system:
         bits = cpuid.physical_bits(system.supported_cpuid())
@@ -89,6 +88,15 @@ def _linux(guest: Guest, linux: Linux) -> Boot:
     except ImageError as error:
         raise ImageError(f"guest.{guest.name}: {error}") from None
     return boot
+
+
+def _check_full_kvm(guest: Guest) -> None:
+    kind, seen = examine()
+    if kind is not KvmKind.FULL:
+        raise ClusterFileError(
+            f"guest.{guest.name}.kernel: Linux guests need a KVM that runs ring 0, and this host's doesn't ({seen}); "
+            f"{_in_the_lab()}"
+        )
 
 
 def _check_network(network: Network) -> None:

@@ -307,6 +307,15 @@ class Regions:
             with contextlib.suppress(shm.ShmError):
                 self._made[region].mark_fresh(info.name, role=end.role, lane=end.lane)
 
+    def attached(self, guest: PlannedGuest) -> list[str]:
+        """Return the channels of which a guest has its end open, in the file's names."""
+        found = []
+        for end in guest.ends:
+            region, info = self._found(end)
+            if self._made[region].state(info.name, role=end.role, lane=end.lane) == "attached":
+                found.append(self._plan.channels[end.channel].label or end.channel)
+        return found
+
     def summary(self) -> dict[str, Any]:
         """Return name, size and channels of each region, for `inspect`."""
         regions: dict[str, Any] = {}

@@ -11,6 +11,7 @@ from hostd.supervisor.agents import relay
 from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup
 from hostd.supervisor.memory_calls import MemoryCalls
+from hostd.supervisor.template_calls import TemplateCalls
 
 if TYPE_CHECKING:
     from hostd.supervisor.supervisor import Supervisor
@@ -38,6 +39,7 @@ class Service:
             "down": self.down,
             "agent": self.agent,
             **MemoryCalls(self._lookup).calls,
+            **TemplateCalls(self._lookup, supervisor).calls,
         }
 
     async def ps(self, _arguments: Arguments) -> dict[str, Any]:

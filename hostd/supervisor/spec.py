@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ def guest_spec(
         "bells": len(regions.bells(guest)),
         "doorbells": [] if group.linux is None else regions.doorbells(guest),
         "networks": _networks(guest, plan),
+        "template": boot.template,
+        "generation": 0 if boot.template is None else secrets.randbits(63) | 1,
     }
 
 
