@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 AGENT_WAIT = 30.0
 """seconds that a guest which still boots is waited for"""
 
+PAGEOUT_WAIT = 3600.0
+"""seconds: a guest may be large and a disk slow"""
+
 File = str | os.PathLike[str]
 
 
@@ -91,6 +94,21 @@ class Completed:
     stderr: bytes
 
 
+@dataclass(frozen=True)
+class PagedOut:
+    """What a page-out did, in bytes."""
+
+    left: int
+    """left memory; `to_swap` and `to_files` together"""
+    to_swap: int
+    to_files: int
+    resident: int
+    """of the rows meant, still, or already again, in memory"""
+    swapped: int
+    note: str | None
+    """why more did not leave, if the host is why"""
+
+
 class Guest:
     """A guest of a background cluster."""
 
@@ -124,6 +142,15 @@ class Guest:
         """Return `size` bytes (at most 1 MiB) of its memory, from guest physical address `gpa` on."""
         data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
         return data
+
+    def pageout(self, slot: str | None = None, *, size: int | None = None) -> PagedOut:
+        """Send its memory to swap or to files: the rows named `slot`, or all that are its own; at most `size` bytes.
+
+        It runs on, and what it touches comes back. Raises ControlError: it doesn't run, is locked, has no such slot.
+        """
+        answer = self.cluster.call("pageout", timeout=PAGEOUT_WAIT, guest=self.name, slot=slot, bytes=size)
+        keys = ("left", "to_swap", "to_files", "resident", "swapped", "note")
+        return PagedOut(**{key: answer[key] for key in keys})
 
     def screenshot(self) -> Image:
         """Return what it shows in its frame buffer. Raises ControlError: it has none, or doesn't run."""

@@ -12,6 +12,7 @@ from hostd.boot.descriptors import system_page
 from hostd.boot.elf import PF_W, PF_X, Image
 from hostd.boot.errors import ImageError
 from hostd.boot.paging import HUGE_PAGE, PAGE, PageTables
+from hostd.boot.ram import PagedRam, Ram
 from hostd.memory import Anonymous, Backing, Device, Hugetlb, RegionBacking, SharedFile, SlotTable
 from hostd.memory.images import copy_image, map_image
 from hostd.memory.table import Access
@@ -45,6 +46,10 @@ class RamOptions:
     hugetlb: bool = False
     copied: bool = False
     """the image is copied into RAM of the guest's own, not mapped from its file"""
+    paged: str | None = None
+    """the folder of the file that RAM lies in"""
+    overcommit: bool = True
+    """the host need not have all of RAM from the start"""
 
     def of_row(self) -> dict[str, Any]:
         return {"lock": self.lock, "prefault": self.prefault, "mergeable": self.mergeable, "thp": self.thp}
@@ -58,10 +63,18 @@ def map_own(table: SlotTable, image: Image, descriptor: int, places: AddressMap,
         copy_image(table, descriptor, image.segments, **row_options)
     else:
         map_image(table, descriptor, image.segments)
+    ram = _ram(places, options)
     for span in places.ram:
         huge = _huge_part(span) if options.hugetlb else None
         for part in _parts(span, huge):
-            table.add(part.start, part.size, Hugetlb() if part == huge else Anonymous(), name="ram", **row_options)
+            table.add(part.start, part.size, ram.at(part.start, huge=part == huge), name="ram", **row_options)
+
+
+def _ram(places: AddressMap, options: RamOptions) -> Ram:
+    reserve = not options.overcommit
+    if options.paged is None:
+        return Ram(reserve=reserve)
+    return PagedRam(options.paged, max(span.end for span in places.ram), reserve=reserve)
 
 
 def map_regions(table: SlotTable, places: AddressMap, regions: list[RegionRow]) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "template": "freeze a guest into files that others go on from",
     "templates": "list and remove templates",
     "slots": "show a guest's slot table and what of it is shared",
+    "pageout": "send a guest's memory to swap or to its file, while it runs",
     "screenshot": "write what a guest shows as a PNG file",
     "view": "show what a guest shows in a browser, as it changes",
     "inspect": "show everything known of a cluster or a guest",

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from hostd.cluster import model, networks
+from hostd.cluster import model, networks, paging
 from hostd.cluster.errors import ClusterFileError
 from hostd.cluster.near import near
 from hostd.cluster.overrides import apply_overrides
@@ -173,12 +173,14 @@ def _guest(folder: Path, name: str, table: GuestTable, nets: Mapping[str, model.
         cpus=tuple(table.cpu),
         regions=table.regions,
         channels=table.channels,
-        options={key: getattr(table, key) for key in ("lock", "prefault", "mergeable", "copied", "thp", "hugetlb")},
+        options=_options(folder, table),
         slots=tuple(slots),
         log_limit=table.log_limit,
         linux=_linux(folder, name, table),
         ports=networks.ports(name, table, nets),
         framebuffer=None if table.framebuffer is None else _framebuffer(folder, name, table.framebuffer),
+        ceiling=table.ceiling,
+        limit=table.limit,
         template=table.template,
     )
 
@@ -201,6 +203,13 @@ def _thawed(name: str, table: GuestTable, template: str) -> tuple[Path, GuestTab
         raise ClusterFileError(f"{what}: {_sentence(error)}") from None
     frozen = {key: getattr(old, key) for key in old.model_fields_set}
     return Path(found.file).parent, table.model_copy(update=frozen)
+
+
+def _options(folder: Path, table: GuestTable) -> dict[str, bool | str | None]:
+    """Return how the guest's RAM is made and kept."""
+    keys = ("lock", "prefault", "mergeable", "copied", "thp", "hugetlb", "overcommit")
+    paged = None if table.paged is None else str((folder / table.paged).resolve())
+    return {key: getattr(table, key) for key in keys} | {"paged": paged}
 
 
 def _framebuffer(folder: Path, name: str, table: FramebufferTable) -> model.Framebuffer:
@@ -306,6 +315,7 @@ def _check_guest(cluster: model.Cluster, guest: model.Guest) -> None:
             verb = "needs a path" if slot.path is None else "takes no path"
             raise ClusterFileError(f"{where}.slot.{slot.name}: backing {slot.backing!r} {verb}")
     _check_overlap(where, guest.slots)
+    paging.check(guest)
 
 
 def _check_end(where: str, channel: model.Channel, role: str, guest: model.Guest) -> None:

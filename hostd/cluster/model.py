@@ -194,13 +194,17 @@ class Guest:
     cpus: tuple[int, ...]
     regions: Mapping[str, str]
     channels: Mapping[str, str]
-    options: Mapping[str, bool | None]
+    options: Mapping[str, bool | str | None]
     slots: tuple[Slot, ...]
     log_limit: int
     linux: Linux | None = None
     ports: Mapping[str, Port] = field(default_factory=dict)
     """its ports by network, in the order of its interfaces"""
     framebuffer: Framebuffer | None = None
+    ceiling: int | None = None
+    """bytes of its memory that the host keeps in memory, the rest is paged out"""
+    limit: int | None = None
+    """bytes of the host's memory that its process may take before it is killed"""
     template: str | None = None
     """the name of what it goes on from"""
 

@@ -229,6 +229,10 @@ class GuestTable(Table):
     copied: bool = False
     thp: bool | None = None
     hugetlb: bool = False
+    paged: Text | None = None
+    overcommit: bool = True
+    ceiling: Size | None = None
+    limit: Size | None = None
     slot: list[SlotTable] = []
     framebuffer: FramebufferTable | None = None
     log_limit: Size = 16 << 20

@@ -70,7 +70,7 @@ def check_memlock() -> Check:
     soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
     if soft == resource.RLIM_INFINITY:
         return Check("memlock", "ok", "without limit")
-    if _has_capability(CAP_IPC_LOCK):
+    if has_capability(CAP_IPC_LOCK):
         return Check("memlock", "ok", f"RLIMIT_MEMLOCK is {soft} bytes, but this user may lock any amount")
     text = f"RLIMIT_MEMLOCK is {soft} bytes for each guest; only `lock = true` needs it"
     if soft < LITTLE:
@@ -79,7 +79,8 @@ def check_memlock() -> Check:
     return Check("memlock", "ok", text)
 
 
-def _has_capability(number: int) -> bool:
+def has_capability(number: int) -> bool:
+    """Tell whether this process has the capability `number` (capabilities(7))."""
     status = Path("/proc/self/status").read_text()
     return bool(int(status.partition("CapEff:")[2].split()[0], 16) >> number & 1)
 

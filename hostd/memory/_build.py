@@ -41,16 +41,19 @@ ffibuilder.cdef(
     int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable);
     int rows_remove(struct slot_rows *table, uint64_t gpa);
     uintptr_t rows_hva(struct slot_rows *table, uint64_t gpa, uint64_t size, int write);
+    int64_t map_file_system(int fd);
+    int64_t map_resident(uintptr_t at, size_t size);
+    int64_t map_page_out(uintptr_t at, size_t size, uint64_t most, int sync);
     """
 )
 ffibuilder.set_source(
     "hostd.memory._map",
     "#include <sys/mman.h>\n#include <linux/mman.h>\n"
-    '#include "map.h"\n'
+    '#include "map.h"\n#include "pageout.h"\n'
     # Since Linux 5.14; older headers lack them.
     "#ifndef MADV_POPULATE_READ\n#define MADV_POPULATE_READ 22\n#define MADV_POPULATE_WRITE 23\n#endif\n",
-    sources=[str(HERE / "map.c")],
+    sources=[str(HERE / "map.c"), str(HERE / "pageout.c")],
     include_dirs=[str(HERE)],
-    depends=[str(HERE / "map.h"), str(HERE / "rows.h")],
+    depends=[str(HERE / "map.h"), str(HERE / "pageout.h"), str(HERE / "rows.h")],
     extra_compile_args=["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror"],
 )

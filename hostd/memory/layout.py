@@ -22,5 +22,6 @@ ADDRESS_LIMIT = 1 << 52
 SIZE_LIMIT = ((1 << 31) - 1) * PAGE
 """most bytes of one KVM slot (KVM_MEM_MAX_NR_PAGES)"""
 
-KERNEL_BYTES_PER_PAGE = 10
-"""what KVM keeps of a slot's page from the start, where it shadows page tables: a reverse map, a write count"""
+SHADOWED_BYTES_PER_PAGE, TRACKED_BYTES_PER_PAGE = 10, 2
+"""what KVM keeps of a slot's page from the start: where it shadows page tables a reverse map and a write count, where
+the processor walks two levels of them only that count"""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from hostd.memory._map import ffi, lib
 from hostd.memory.backings import Backing
 from hostd.memory.errors import BackingError, SlotError, reason
-from hostd.memory.layout import ADDRESS_LIMIT, HOLES, KERNEL_BYTES_PER_PAGE, PAGE, ROM_AREA, SIZE_LIMIT
+from hostd.memory.layout import ADDRESS_LIMIT, HOLES, ROM_AREA, SIZE_LIMIT
 from hostd.memory.mapping import Mapping, Options
 
 if TYPE_CHECKING:
@@ -262,7 +262,9 @@ class SlotTable:
 
 def _check_kernel_memory(size: int) -> None:
     """Reject a row whose bookkeeping in the kernel alone would starve the host."""
-    needed = size // PAGE * KERNEL_BYTES_PER_PAGE
+    from hostd.memory.kernel_side import table_bytes
+
+    needed = table_bytes(size)
     with open(MEMINFO) as file:
         available = next(int(line.split()[1]) for line in file if line.startswith("MemAvailable")) * 1024
     if needed > available // 2:

@@ -19,6 +19,7 @@ from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.figures import SIZED_GUESTS, Figures
 from hostd.supervisor.guest_run import GuestRun, Result, death, failure
 from hostd.supervisor.link import GuestLink, WarmLink
+from hostd.supervisor.memory_limits import MemoryLimits
 from hostd.supervisor.networks import Networks
 from hostd.supervisor.regions import Regions
 from hostd.supervisor.spec import guest_spec
@@ -58,6 +59,7 @@ class Fleet:
         """the sentence of the first guest that could not be started"""
         self.warm: WarmLink | None = None
         self.agents = Agents(directory)
+        self.limits = MemoryLimits(plan)
         self._plan = plan
         self._boots = boots
         self._files: dict[tuple[str, str], int] = {}
@@ -107,6 +109,7 @@ class Fleet:
     def launch(self, run: GuestRun) -> None:
         """Ask the warm parent for the guest's process."""
         run.state, run.requested, run.result, run.failed_start = "starting", time.monotonic(), None, False
+        run.killed = False
         if run.restarts == 0:
             self.figures.requested(run.requested)
         try:
@@ -138,6 +141,7 @@ class Fleet:
             plan=self._plan,
             directory=self._directory.path,
             foreground=self.foreground,
+            memory_group=self.limits.paths.get(run.name),
         )
 
     def _handed(self, run: GuestRun) -> list[int]:
@@ -306,10 +310,16 @@ class Fleet:
             self._alive -= 1
         if run.result is None:
             if run.state == "starting":
-                self._never_ran(run, death(run.name, status))
+                self._never_ran(run, self._death(run, status))
                 return
-            self._end(run, death(run.name, status))
+            self._end(run, self._death(run, status))
         self._after_end(run)
+
+    def _death(self, run: GuestRun, status: int | None) -> Result:
+        blame = self.limits.blame(run.name, status)
+        if blame is None or run.killed:
+            return death(run.name, status)
+        return failure(run.name, blame, outcome="killed", code=128 + signal.SIGKILL)
 
     def _after_end(self, run: GuestRun) -> None:
         with contextlib.suppress(OSError):
@@ -364,6 +374,7 @@ class Fleet:
     def kill(self, run: GuestRun) -> None:
         """Kill the guest's process."""
         if run.pid is not None:
+            run.killed = True
             with contextlib.suppress(ProcessLookupError):
                 os.kill(run.pid, signal.SIGKILL)
 

@@ -38,6 +38,8 @@ class GuestRun:
     stopping: bool = False
     """whether it was told to end, so that it isn't started again"""
     failed_start: bool = False
+    killed: bool = False
+    """whether it was this supervisor that killed its process"""
     awaited: bool = False
     """whether the warm parent has been asked to fork it and hasn't answered"""
     requested: float = 0.0

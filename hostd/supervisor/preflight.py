@@ -21,6 +21,7 @@ from hostd.doctor.limits import too_tight
 from hostd.doctor.probe import KvmKind, examine
 from hostd.kvm import NoKvmError, System
 from hostd.memory.layout import HOLES
+from hostd.supervisor import host_memory
 from hostd.supervisor.boots import Boot, frozen, unikernel
 from hostd.supervisor.programs import images as read_images
 from hostd.supervisor.regions import file_size
@@ -41,6 +42,7 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
         unikernels = [guest for guest in cluster.guests.values() if guest.linux is None]
         images = read_images(guest for guest in unikernels if guest.template is None)
         boots = {name: unikernel(image) for name, image in images.items()} | thawed
+        host_memory.check(plan)
         sizes = {region.name: file_size(region) for region in cluster.regions.values() if region.raw}
         for guest in cluster.guests.values():
             _check_host(guest)
@@ -127,17 +129,13 @@ def _check_network(network: Network) -> None:
 
 
 def _check_host(guest: Guest) -> None:
-    """Check what `guest` wants of the host itself: processors and memory."""
+    """Check what `guest` wants of the host's processors."""
     where = f"guest.{guest.name}"
     cpus = os.sched_getaffinity(0)
     for cpu in guest.cpus:
         if cpu not in cpus:
             there = ", ".join(map(str, sorted(cpus)))
             raise ClusterFileError(f"{where}.cpu: this host has no processor {cpu} for it; there are {there}")
-    host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for key, size in (("memory", guest.memory), *((f"slot.{slot.name}.size", slot.size) for slot in guest.slots)):
-        if size > host:
-            raise ClusterFileError(f"{where}.{key}: {size} bytes are more than this host's {host}; give it less")
 
 
 def _check_unikernel(guest: Guest, image: Image, plan: Plan, sizes: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup
 from hostd.supervisor.memory_calls import MemoryCalls
 from hostd.supervisor.template_calls import TemplateCalls
+from hostd.supervisor.paging_calls import PagingCalls
 
 if TYPE_CHECKING:
     from hostd.supervisor.supervisor import Supervisor
@@ -40,6 +41,7 @@ class Service:
             "agent": self.agent,
             **MemoryCalls(self._lookup).calls,
             **TemplateCalls(self._lookup, supervisor).calls,
+            **PagingCalls(self._lookup).calls,
         }
 
     async def ps(self, _arguments: Arguments) -> dict[str, Any]:

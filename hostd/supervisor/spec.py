@@ -22,8 +22,12 @@ def guest_spec(
     plan: Plan,
     directory: Path,
     foreground: bool,
+    memory_group: str | None = None,
 ) -> dict[str, Any]:
-    """Return the spec of `guest`, new at every start: its seed is random. Descriptors go beside it."""
+    """Return the spec of `guest`, new at every start: its seed is random. Descriptors go beside it.
+
+    `memory_group` is the folder of the control group that its process joins.
+    """
     group = guest.group
     return {
         "cluster": plan.cluster.name,
@@ -38,6 +42,8 @@ def guest_spec(
         "kind": "unikernel" if group.linux is None else "linux",
         "image": boot.description,
         "options": dict(group.options),
+        "ceiling": group.ceiling,
+        "group": memory_group,
         "log_limit": group.log_limit,
         "regions": regions.describe(guest),
         "channels": regions.ends(guest),

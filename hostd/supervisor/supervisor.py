@@ -75,7 +75,8 @@ class Supervisor:
             self.redirect_output()
         group = MemoryGroup.make(f"{self.plan.cluster.name}.{os.getpid()}")
         self.fleet.figures.group = group
-        leftovers = [group.leftover] if group is not None else []
+        self.fleet.limits.make()
+        leftovers = [*([group.leftover] if group is not None else []), *self.fleet.limits.leftovers]
         self._cleanup = [*self.networks.cleanup(), *self.regions.cleanup(), *leftovers, str(self.directory.path)]
         self._save()
         # Before anything is made that would outlive a kill -9: it is who would remove it.
@@ -95,6 +96,7 @@ class Supervisor:
         raise_open_files()
         self.redirect_output()
         self.started_at = state["started_at"]
+        self.fleet.limits.adopt(state["groups"])
         self._cleanup, self._warm_process = state["cleanup"], state["warm"]
         link, children = await asyncio.to_thread(adoption.meet_warm, self.directory, self._warm_process)
         names = list(self.fleet.runs)
@@ -154,6 +156,7 @@ class Supervisor:
                 "started_at": self.started_at,
                 "warm": self._warm_process,
                 "cleanup": self._cleanup,
+                "groups": self.fleet.limits.paths,
                 "boots": {name: boot.plain() for name, boot in self.boots.items()},
                 "bells": self.regions.numbering(),
                 "bell_counts": self.regions.bell_counts(),

@@ -16,7 +16,7 @@ from hostd.boot.linux import cpuid
 from hostd.boot.linux.kernel import Kernel
 from hostd.boot.linux.layout import LinuxMap, lay_out
 from hostd.boot.linux.patched import own_code, share_code
-from hostd.boot.linux.ram import PRIVATE, SharedRam
+from hostd.boot.linux.ram import ram_of
 from hostd.boot.linux.registers import enter_kernel
 from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
@@ -95,7 +95,7 @@ class LinuxGuest:
         options = RamOptions(**spec["options"])
         self._copied = options.copied
         # What a switch is to read and write must be memory that it can be given.
-        self._ram = SharedRam(places) if spec.get("networks") else PRIVATE
+        self._ram = ram_of(places, options, shared=bool(spec.get("networks")))
         map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options, self._ram)
         if framebuffer is not None:
             framebuffer = framebuffer | {"gpa": pmem + files}

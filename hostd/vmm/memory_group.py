@@ -16,6 +16,9 @@ from pathlib import Path
 PREFIX = "cgroup:"
 BUSY_LIMIT = 2.0
 ROOT = Path("/sys/fs/cgroup")
+SCORE = "/proc/self/oom_score_adj"
+GUEST_SCORE, TOP_SCORE = 500, 1000
+"""how much rather a guest is killed than what hostd itself runs, in thousandths of the host's memory (proc(5))"""
 
 
 class MemoryGroup:
@@ -27,17 +30,39 @@ class MemoryGroup:
         self._usage = usage if usage.exists() else path / "memory.usage_in_bytes"
 
     @classmethod
-    def make(cls, name: str) -> MemoryGroup | None:
-        """Make a group `name` below this process's own, or None where that can't be."""
+    def make(cls, name: str, limit: int | None = None) -> MemoryGroup | None:
+        """Make a group `name` below this process's own, or None where that can't be.
+
+        With a `limit` its members are killed when they need more bytes than that together.
+        """
         for parent in _parents():
             path = parent / f"hostd.{name}"
             with contextlib.suppress(OSError):
                 path.mkdir(exist_ok=True)
                 group = cls(path)
-                if group._usage.exists():
+                if group._usage.exists() and (limit is None or group._limit_to(limit)):
                     return group
                 path.rmdir()
         return None
+
+    def _limit_to(self, limit: int) -> bool:
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            if (self.path / name).exists():
+                (self.path / name).write_text(str(limit))
+                return True
+        return False
+
+    def join(self) -> None:
+        """Make this process a member: what it takes from now on counts here. Raises OSError."""
+        (self.path / "cgroup.procs").write_text(str(os.getpid()))
+
+    @property
+    def killed(self) -> int:
+        """How many members have been killed so far because of its limit."""
+        for name in ("memory.events", "memory.oom_control"):
+            with contextlib.suppress(OSError):
+                return _oom_kills((self.path / name).read_text())
+        return 0
 
     @property
     def leftover(self) -> str:
@@ -52,6 +77,26 @@ class MemoryGroup:
     def usage(self) -> int:
         """Return the bytes its members use: their pages, page tables, kernel stacks, and KVM's memory."""
         return int(self._usage.read_text())
+
+
+def host_kills() -> int:
+    """Return how many processes of this host have been killed so far because memory was short."""
+    with contextlib.suppress(OSError):
+        return _oom_kills(Path("/proc/vmstat").read_text())
+    return 0
+
+
+def _oom_kills(counters: str) -> int:
+    return next((int(line.split()[1]) for line in counters.splitlines() if line.startswith("oom_kill ")), 0)
+
+
+def offer_to_oom_killer() -> None:
+    """Have the kernel kill this process rather than a supervisor or a switch when the host is out of memory."""
+    with contextlib.suppress(OSError, ValueError):
+        with open(SCORE) as file:
+            score = int(file.read())
+        with open(SCORE, "w") as file:
+            file.write(str(min(TOP_SCORE, score + GUEST_SCORE)))
 
 
 def _parents() -> list[Path]:

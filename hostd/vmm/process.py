@@ -16,6 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from hostd.boot import ImageError
@@ -23,9 +24,11 @@ from hostd.control.framing import FrameError, FrameReader, pack_frame
 from hostd.vmm import heap
 from hostd.vmm._calls import lib as calls
 from hostd.vmm.guest import Guest
+from hostd.vmm.memory_group import MemoryGroup, offer_to_oom_killer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hostd.vmm.ceiling import Ceiling
     from hostd.vmm.linux import LinuxGuest
 
 HELLO = 1
@@ -47,6 +50,7 @@ class GuestProcess:
         self.name: str = spec["name"]
         self.log, *self.descriptors = descriptors
         self.guest: Guest | LinuxGuest | None = None
+        self.ceiling: Ceiling | None = None
         self.reports: dict[str, int | float | str] = {}
         self.result: dict[str, Any] | None = None
         self.stopping = False
@@ -136,7 +140,10 @@ class GuestProcess:
     def main(self) -> None:
         """Start the guest and serve until its result has been taken."""
         try:
+            if self.spec.get("group") is not None:
+                MemoryGroup(Path(self.spec["group"])).join()
             self.guest = self._make()
+            ceiling = self.spec.get("ceiling")
             for key in self.spec.keys() - KEPT:  # Each held memory that all guest processes shared before.
                 del self.spec[key]
             self.guest.allow_console(self.spec["log_limit"])
@@ -144,6 +151,8 @@ class GuestProcess:
             self._tell({"event": "result", "result": self._failure(f"guest {self.name}: {error}")})
         else:
             threading.stack_size(STACK_SIZE)
+            if ceiling is not None:
+                self._hold_down(ceiling)
             for index in range(len(self.guest.vcpus)):
                 thread = threading.Thread(target=self.run_vcpu, args=(index,), name=f"vcpu{index}", daemon=True)
                 self.threads.append(thread)
@@ -172,10 +181,18 @@ class GuestProcess:
 
         return LinuxGuest(self.spec, self.descriptors, self.log, self.report)
 
+    def _hold_down(self, size: int) -> None:
+        assert self.guest is not None
+        from hostd.vmm.ceiling import Ceiling
+
+        self.ceiling = Ceiling(self.guest.table, size)
+
     def close(self) -> None:
         """Give back what the guest had; for a process that goes on. The guest must have ended."""
         for thread in self.threads:
             thread.join()
+        if self.ceiling is not None:
+            self.ceiling.close()
         if self.guest is not None:
             self.guest.close()
         if self.link is not None:
@@ -285,7 +302,8 @@ class GuestProcess:
         if self.guest is None:
             return {}
         usage = resource.getrusage(resource.RUSAGE_SELF)
-        return self.guest.counters | {"cpu_seconds": usage.ru_utime + usage.ru_stime}
+        paging = {} if self.ceiling is None else {"paging": self.ceiling.describe()}
+        return self.guest.counters | paging | {"cpu_seconds": usage.ru_utime + usage.ru_stime}
 
     def read(self, message: dict[str, Any]) -> bytes:
         if self.guest is None or not 0 <= message["size"] <= READ_LIMIT:
@@ -305,7 +323,7 @@ CALLS: dict[str, Method] = {
     "stats": GuestProcess.stats,
     "read": GuestProcess.read,
 }
-RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing"}
+RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing", "pageout": "hostd.vmm.pageout"}
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
 
 
@@ -324,6 +342,7 @@ def main(spec: dict[str, Any], descriptors: list[int]) -> int:
     calls.fence_register()
     if spec["cpu"] is not None:
         os.sched_setaffinity(0, spec["cpu"] if isinstance(spec["cpu"], list) else [spec["cpu"]])
+    offer_to_oom_killer()
     process = GuestProcess(spec, descriptors)
     process.listen()
     process.main()

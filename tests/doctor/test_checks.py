@@ -126,7 +126,7 @@ def limits(soft: int, hard: int) -> Limits:
 
 
 def test_memlock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_has_capability", lambda _number: False)
+    monkeypatch.setattr(memory, "has_capability", lambda _number: False)
     monkeypatch.setattr(resource, "getrlimit", limits(65536, 65536))
     check = memory.check_memlock()
     assert check.status == "warn"
@@ -134,7 +134,7 @@ def test_memlock(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "ulimit -l" in check.hint
     monkeypatch.setattr(resource, "getrlimit", limits(resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert memory.check_memlock().status == "ok"
-    monkeypatch.setattr(memory, "_has_capability", lambda _number: True)
+    monkeypatch.setattr(memory, "has_capability", lambda _number: True)
     monkeypatch.setattr(resource, "getrlimit", limits(65536, 65536))
     assert memory.check_memlock().status == "ok"
 

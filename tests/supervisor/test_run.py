@@ -125,7 +125,7 @@ START_ERRORS = [
     (
         ["guest.one.memory=1000TiB"],
         ClusterFileError,
-        "guest.one.memory: 1099511627776000 bytes are more than this host's",
+        "guest.one.memory: 1099511627776000 bytes are more than this host allows: KVM",
     ),
     (["region.r.file=none.txt"], ClusterFileError, "region.r.file: .*none.txt: cannot be read"),
     (["bench.baselines=['luck']"], ClusterFileError, "bench.baselines: baseline 'luck' is unknown"),

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 from hostd.boot.linux.layout import ABOVE_4G, LinuxMap
-from hostd.memory import Anonymous, Backing, Hugetlb, RamFile
-
-
-class Ram:
-    """RAM of the guest alone."""
-
-    shared = False
-
-    def at(self, gpa: int, *, huge: bool = False) -> Backing:
-        """Return the backing of a row at guest physical `gpa`; `huge`: in reserved 2 MiB pages. Raises BackingError."""
-        return Hugetlb() if huge else Anonymous()
-
-    def close(self) -> None:
-        """Give back what rows don't need."""
-
+from hostd.boot.ram import PagedRam, Ram
+from hostd.boot.unikernel import RamOptions
+from hostd.memory import Backing, RamFile
 
 PRIVATE = Ram()
+
+
+def ram_of(places: LinuxMap, options: RamOptions, *, shared: bool) -> Ram:
+    """Return the RAM of a guest; `shared`: other processes are given it. Raises BackingError."""
+    if options.paged is not None:
+        return PagedRam(options.paged, _end(places), shared=shared, reserve=not options.overcommit)
+    return SharedRam(places) if shared else Ram(reserve=not options.overcommit)
+
+
+def _end(places: LinuxMap) -> int:
+    return max(*(span.end for span in places.ram), places.initrd.end, places.extra.end, ABOVE_4G)
 
 
 class SharedRam(Ram):
@@ -28,7 +27,7 @@ class SharedRam(Ram):
     shared = True
 
     def __init__(self, places: LinuxMap) -> None:
-        self._size = max(*(span.end for span in places.ram), places.initrd.end, places.extra.end, ABOVE_4G)
+        self._size = _end(places)
         self._files: dict[bool, RamFile] = {}
 
     def at(self, gpa: int, *, huge: bool = False) -> Backing:

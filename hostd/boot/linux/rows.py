@@ -14,7 +14,8 @@ from hostd.boot.address_map import Span, round_up
 from hostd.boot.linux.firmware import map_firmware
 from hostd.boot.linux.kernel import Kernel, end_page
 from hostd.boot.linux.layout import LinuxMap
-from hostd.boot.linux.ram import PRIVATE, Ram
+from hostd.boot.linux.ram import PRIVATE
+from hostd.boot.ram import Ram
 from hostd.boot.unikernel import RamOptions
 from hostd.memory import Image, Segment, SlotTable
 from hostd.memory.layout import HUGE_PAGE, PAGE
