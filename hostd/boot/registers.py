@@ -53,6 +53,17 @@ def enter_ring3(system: System, vcpu: Vcpu, entry: int, stack: int) -> None:
     vcpu.regs = regs
 
 
+def back_to_ring3(vcpu: Vcpu, rip: int, rflags: int, rsp: int, rax: int) -> None:
+    """Undo an exception whose stub has come to its port: `vcpu` stands in ring 3 again, where the frame says."""
+    sregs = vcpu.sregs
+    _set_segment(sregs.cs, USER_CODE, CODE, long_mode=True)
+    _set_segment(sregs.ss, USER_DATA, DATA, long_mode=False)
+    vcpu.sregs = sregs
+    regs = vcpu.regs
+    regs.rip, regs.rflags, regs.rsp, regs.rax = rip, rflags, rsp, rax
+    vcpu.regs = regs
+
+
 def _supported_cpuid(system: System) -> Any:
     """Return KVM's CPUID entries; asked once, in the warm parent: they are the same for every guest."""
     if not _cpuid:

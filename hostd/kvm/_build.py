@@ -50,6 +50,14 @@ IOCTLS = [
     "KVM_SET_VCPU_EVENTS",
     "KVM_SET_GUEST_DEBUG",
     "KVM_GET_DEBUGREGS",
+    "KVM_SET_DEBUGREGS",
+    "KVM_GET_XSAVE",
+    "KVM_SET_XSAVE",
+    "KVM_GET_IRQCHIP",
+    "KVM_SET_IRQCHIP",
+    "KVM_GET_CLOCK",
+    "KVM_SET_CLOCK",
+    "KVM_KVMCLOCK_CTRL",
     "KVM_INTERRUPT",
     "KVM_NMI",
     "KVM_RUN",
@@ -98,7 +106,13 @@ STRUCTURES = """
     struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; };
     struct kvm_enable_cap { uint32_t cap, flags; unsigned long long args[4]; ...; };
     struct kvm_pit_config { uint32_t flags; ...; };
-    struct kvm_guest_debug { uint32_t control; ...; };
+    struct kvm_debugregs { ...; };
+    struct kvm_vcpu_events { ...; };
+    struct kvm_lapic_state { ...; };
+    struct kvm_irqchip { uint32_t chip_id; ...; };
+    struct kvm_clock_data { uint64_t clock; uint32_t flags; uint64_t realtime; ...; };
+    struct kvm_guest_debug_arch { unsigned long long debugreg[8]; };
+    struct kvm_guest_debug { uint32_t control; struct kvm_guest_debug_arch arch; ...; };
 """
 
 FLAGS = [
@@ -114,8 +128,14 @@ FLAGS = [
     "KVM_IRQCHIP_PIC_MASTER",
     "KVM_IRQCHIP_PIC_SLAVE",
     "KVM_IRQCHIP_IOAPIC",
+    "KVM_CLOCK_REALTIME",
     "KVM_GUESTDBG_ENABLE",
     "KVM_GUESTDBG_SINGLESTEP",
+    "KVM_GUESTDBG_USE_SW_BP",
+    "KVM_GUESTDBG_USE_HW_BP",
+    "KVM_GUESTDBG_INJECT_DB",
+    "KVM_GUESTDBG_INJECT_BP",
+    "KVM_GUESTDBG_BLOCKIRQ",
     "KVM_INTERNAL_ERROR_EMULATION",
     "VCPU_EXITED",
     "VCPU_STOPPED",
@@ -134,6 +154,7 @@ ffibuilder.cdef(
     void vcpu_close(struct vcpu_loop *loop);
     int vcpu_loop(struct vcpu_loop *loop);
     int vcpu_stop(struct vcpu_loop *loop);
+    int vcpu_settle(struct vcpu_loop *loop);
     void vcpu_handler(struct vcpu_loop *loop, uintptr_t exit_fn, uintptr_t exit_ctx);
 
     struct vcpu_exit {

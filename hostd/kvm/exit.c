@@ -20,7 +20,7 @@ static void words(struct vcpu_exit *out, const uint64_t *from, uint32_t count) {
 
 void vcpu_exit(struct kvm_run *run, struct vcpu_exit *out) {
     struct memory_fault fault;
-    uint64_t pair[2];
+    uint64_t pair[3];
     *out = (struct vcpu_exit){.reason = run->exit_reason};
     switch (run->exit_reason) {
     case KVM_EXIT_IO:
@@ -46,10 +46,11 @@ void vcpu_exit(struct kvm_run *run, struct vcpu_exit *out) {
         pair[1] = run->fail_entry.cpu;
         words(out, pair, 2);
         break;
-    case KVM_EXIT_DEBUG: /* address, DR6 */
+    case KVM_EXIT_DEBUG: /* address, DR6, exception */
         pair[0] = run->debug.arch.pc;
         pair[1] = run->debug.arch.dr6;
-        words(out, pair, 2);
+        pair[2] = run->debug.arch.exception;
+        words(out, pair, 3);
         break;
     case KVM_EXIT_INTERNAL_ERROR: /* suberror, then the kernel's data */
         pair[0] = run->internal.suberror;

@@ -56,10 +56,11 @@ class Interrupted(Exit):
 
 @dataclass(frozen=True, slots=True)
 class Debug(Exit):
-    """A breakpoint or single step that the host asked for; `address` is linear."""
+    """A breakpoint or single step that the host asked for; `address` is linear, `exception` 1 (#DB) or 3 (#BP)."""
 
     address: int
     dr6: int
+    exception: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -73,6 +73,30 @@ int vcpu_stop(struct vcpu_loop *loop) {
     return error;
 }
 
+int vcpu_settle(struct vcpu_loop *loop) {
+    int result = -EBUSY;
+    pthread_mutex_lock(&loop->lock);
+    if (loop->tid)
+        goto out;
+    __atomic_store_n(&loop->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+    for (;;) {
+        if (ioctl(loop->fd, KVM_RUN, 0) != 0) {
+            result = errno == EINTR ? 0 : -errno;
+            break;
+        }
+        loop->exits++;
+        if (!loop->exit_fn || loop->exit_fn(loop->exit_ctx, loop->run) != VCPU_HANDLED) {
+            result = VCPU_EXITED;
+            break;
+        }
+        loop->handled++;
+    }
+    __atomic_store_n(&loop->run->immediate_exit, (uint8_t)loop->stop, __ATOMIC_SEQ_CST);
+out:
+    pthread_mutex_unlock(&loop->lock);
+    return result;
+}
+
 static int take_stop(struct vcpu_loop *loop) {
     if (!__atomic_load_n(&loop->stop, __ATOMIC_SEQ_CST))
         return 0;

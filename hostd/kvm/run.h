@@ -60,4 +60,11 @@ int vcpu_loop(struct vcpu_loop *loop);
  */
 int vcpu_stop(struct vcpu_loop *loop);
 
+/*
+ * Ends what the last exit began, without running the guest: a port's or a device's access that user space has served is not
+ * in the registers before KVM_RUN is called again. The loop must not be running. Returns 0; VCPU_EXITED, when the access goes
+ * on with an exit that the handler does not serve; or -errno.
+ */
+int vcpu_settle(struct vcpu_loop *loop);
+
 #endif

@@ -12,7 +12,7 @@ from hostd.kvm.exits import Exit, Interrupted, Io, Mmio, of_reason
 from hostd.kvm.stats import read_stats
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from hostd.kvm._kvm import Fpu, Regs, Sregs
 
@@ -100,6 +100,17 @@ class Vcpu:
         failed = lib.vcpu_stop(self._loop)
         if failed:
             raise KvmError("tgkill", -failed, {"vcpu": self.fd})
+
+    def settle(self) -> Exit | None:
+        """Have the registers say what the last exit did, without running the guest; from any thread, when it stands.
+
+        A port's or a device's access is complete only when KVM is entered again. Returns an exit where that led to one
+        that the exit handler does not serve. Raises KvmError.
+        """
+        result = lib.vcpu_settle(self._loop)
+        if result < 0:
+            raise KvmError("KVM_RUN", -result, {"vcpu": self.fd})
+        return self._exited() if result == lib.VCPU_EXITED else None
 
     @property
     def stopping(self) -> bool:
@@ -229,8 +240,16 @@ class Vcpu:
 
     def single_step(self, on: bool) -> None:
         """Have every instruction end with a Debug exit. Raises KvmError."""
-        control = lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP if on else 0
-        call_with(self.fd, "KVM_SET_GUEST_DEBUG", ffi.new("struct kvm_guest_debug *", {"control": control}), {})
+        self.debug(lib.KVM_GUESTDBG_ENABLE | lib.KVM_GUESTDBG_SINGLESTEP if on else 0)
+
+    def debug(self, control: int, registers: Sequence[int] = ()) -> None:
+        """Say what ends with a Debug exit: KVM_GUESTDBG_* flags, and what DR0 to DR7 hold for KVM_GUESTDBG_USE_HW_BP.
+
+        0: nothing. Raises KvmError.
+        """
+        request = ffi.new("struct kvm_guest_debug *", {"control": control})
+        request.arch.debugreg = list(registers) or [0] * 8
+        call_with(self.fd, "KVM_SET_GUEST_DEBUG", request, {"vcpu": self.fd, "control": control})
 
     @property
     def tsc_khz(self) -> int:

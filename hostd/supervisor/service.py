@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hostd.agent.link import AgentError
 from hostd.control.server import Call, RequestError, Stream
 from hostd.supervisor.agents import relay
+from hostd.supervisor.debug_calls import DebugCalls
 from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup
 from hostd.supervisor.memory_calls import MemoryCalls
@@ -40,6 +41,7 @@ class Service:
             "down": self.down,
             "agent": self.agent,
             **MemoryCalls(self._lookup).calls,
+            **DebugCalls(self._lookup).calls,
             **TemplateCalls(self._lookup, supervisor).calls,
             **PagingCalls(self._lookup).calls,
         }

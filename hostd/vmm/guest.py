@@ -27,6 +27,10 @@ from hostd.vmm._calls import ffi
 from hostd.vmm._calls import lib as calls
 from hostd.vmm.pause import Pause
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hostd.gdb.debugger import Debugger
+
 FRAME_WORDS = 7  # pushed RAX, error code, RIP, CS, RFLAGS, RSP, SS
 Report = Callable[[str, int | float | str], None]
 
@@ -66,6 +70,7 @@ class Guest:
         self._page = abi.cast("struct guest_call *", self.table.hva(lib.GUEST_CALL_PAGE, 4096))
         self._open_calls(console)
         self.pause = Pause(self.vcpus)
+        self.debugger: Debugger | None = None
         if self._template is not None:
             self._thaw(self._template.state)
 
@@ -137,7 +142,7 @@ class Guest:
         """
         from hostd.kvm.state import save_vcpu
 
-        self.vcpu.complete()
+        self.vcpu.settle()
         return {"vcpus": [save_vcpu(self.vcpu)], "waiting": bool(self._calls.waiting)}
 
     def _thaw(self, state: dict[str, Any]) -> None:
@@ -153,13 +158,13 @@ class Guest:
         """How often the guest waited, and how many bytes it wrote to its console."""
         return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
 
-    def rest(self) -> None:
+    def rest(self, index: int = 0) -> None:
         """To be called by the vCPU's thread between steps: the guest may have to stand still."""
-        self.pause.rest()
+        self.pause.rest(index)
 
-    def leave(self) -> None:
+    def leave(self, index: int = 0) -> None:
         """To be called by the vCPU's thread when it runs the guest no more."""
-        self.pause.leave()
+        self.pause.leave(index)
 
     def share(self) -> dict[str, int]:
         """A unikernel doesn't patch its code."""
@@ -171,8 +176,8 @@ class Guest:
         None: go on. The caller looks at `console_full` and at whether the guest is to stop.
         """
         assert index == 0, "a unikernel has one vCPU"
-        event = self._run()
-        if isinstance(event, Interrupted):
+        event = self._run() if self.debugger is None else self.debugger.run(index, self._run)
+        if event is None or isinstance(event, Interrupted):
             return None
         if isinstance(event, Io) and event.port == lib.GUEST_PORT_CALL:
             return self._call()
@@ -224,14 +229,19 @@ class Guest:
             return lib.GUEST_EINVAL
         return lib.GUEST_OK
 
-    def _fault(self, vector: int) -> dict[str, Any]:
-        registers = self.vcpu.regs
-        stack = lib.GUEST_FAULT_STACK
+    def exception_frame(self) -> bytes | None:
+        """Return what lies on the stack of an exception's stub (faults.py); None: it was ring 3 that wrote the port."""
+        registers, stack = self.vcpu.regs, lib.GUEST_FAULT_STACK
         # Only a stub's frame counts: ring 3 may write the port too, with a stack of its own choosing.
         stubs = range(lib.GUEST_SYSTEM_PAGE, lib.GUEST_SYSTEM_PAGE + 4096 - STUB_SIZE)
         if registers.rip not in stubs or not stack <= registers.rsp <= stack + 4096 - 8 * (FRAME_WORDS - 1):
-            return self._error(f"wrote {vector:#x} to the fault port at {self._where(registers.rip)}")
-        frame = bytes(self.table.read(registers.rsp, min(8 * FRAME_WORDS, stack + 4096 - registers.rsp)))
+            return None
+        return bytes(self.table.read(registers.rsp, min(8 * FRAME_WORDS, stack + 4096 - registers.rsp)))
+
+    def _fault(self, vector: int) -> dict[str, Any]:
+        frame = self.exception_frame()
+        if frame is None:
+            return self._error(f"wrote {vector:#x} to the fault port at {self._where(self.vcpu.regs.rip)}")
         fault = faults.decode(vector, frame, self.vcpu.sregs.cr2, self._locate, self._describe)
         return {
             "outcome": "fault",

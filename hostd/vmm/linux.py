@@ -29,6 +29,10 @@ from hostd.memory import RegionBacking, SlotTable
 from hostd.memory.layout import PAGE
 from hostd.vmm.pause import Pause
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hostd.gdb.debugger import Debugger
+
 Report = Callable[[str, int | float | str], None]
 
 AGENT_PORT = "hostd.agent"
@@ -72,6 +76,7 @@ class LinuxGuest:
         for vcpu in self.vcpus:
             vcpu.on_exit(*self.machine.exit_handler)
         self.pause = Pause(self.vcpus)
+        self.debugger: Debugger | None = None
         self.machine.start()
         self._copier = threading.Thread(target=own_code, args=(self.table, kernel), name="code", daemon=True)
         self._copier.start()
@@ -156,13 +161,13 @@ class LinuxGuest:
         """Exits by vCPU, and what the devices count."""
         return {"vcpus": [vcpu.counters for vcpu in self.vcpus], "devices": self.machine.describe()}
 
-    def rest(self) -> None:
-        """To be called by a vCPU's thread between steps: the guest may have to stand still."""
-        self.pause.rest()
+    def rest(self, index: int) -> None:
+        """To be called by the thread of vCPU `index` between steps: the guest may have to stand still."""
+        self.pause.rest(index)
 
-    def leave(self) -> None:
-        """To be called by a vCPU's thread that runs it no more."""
-        self.pause.leave()
+    def leave(self, index: int) -> None:
+        """To be called by the thread of vCPU `index` when it runs it no more."""
+        self.pause.leave(index)
 
     def share(self) -> dict[str, int]:
         """Share the code that the guest's kernel has patched, with other guests of that kernel.
@@ -176,8 +181,9 @@ class LinuxGuest:
 
     def step(self, index: int) -> dict[str, Any] | None:
         """Run vCPU `index` until something happens that is not served in C; return the result once there is one."""
-        event = self.vcpus[index].run()
-        if isinstance(event, Interrupted):
+        run = self.vcpus[index].run
+        event = run() if self.debugger is None else self.debugger.run(index, run)
+        if event is None or isinstance(event, Interrupted):
             return None
         power = self.machine.handle_pending()
         if power is not None:

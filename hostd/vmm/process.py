@@ -80,13 +80,13 @@ class GuestProcess:
         try:
             while result is None and not self.stopping:
                 result = guest.step(index)
-                guest.rest()
+                guest.rest(index)
                 if guest.console_full:
                     with self.ending:
                         self._rotate_log()
         except Exception as error:
             result = self._failure(f"guest {self.name}: {error}")
-        guest.leave()
+        guest.leave(index)
         if result is None:
             result = {
                 "outcome": "killed",
@@ -95,6 +95,8 @@ class GuestProcess:
                 "fault": None,
             }
         if self._halt():
+            if guest.debugger is not None:
+                guest.debugger.ended(result)
             self._tell({"event": "result", "result": result})
 
     def _halt(self) -> bool:
@@ -103,6 +105,7 @@ class GuestProcess:
         with self.ending:
             first, self.halted = not self.halted, True
         self.stopping = True
+        self.guest.pause.end()
         for vcpu in self.guest.vcpus:
             vcpu.stop()
         return first
@@ -281,6 +284,7 @@ class GuestProcess:
     def stop(self, _message: dict[str, Any]) -> None:
         self.stopping = True
         if self.guest is not None:
+            self.guest.pause.end()
             for vcpu in self.guest.vcpus:
                 vcpu.stop()
 
@@ -325,6 +329,8 @@ CALLS: dict[str, Method] = {
 }
 RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing", "pageout": "hostd.vmm.pageout"}
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
+RARE |= {"debug": "hostd.gdb.attach"}
+RARE |= dict.fromkeys(("read_virtual", "write", "search"), "hostd.vmm.inspection")
 
 
 def _method(call: object) -> Method:

@@ -33,13 +33,13 @@ def test_nobody_runs_inside(count: int) -> None:
     vcpus = [Fake() for _ in range(count)]
     pause, done = Pause(vcpus), threading.Event()  # type: ignore[arg-type]
 
-    def loop(vcpu: Fake) -> None:
+    def loop(index: int, vcpu: Fake) -> None:
         while not done.is_set():
             vcpu.run()
-            pause.rest()
-        pause.leave()
+            pause.rest(index)
+        pause.leave(index)
 
-    threads = [threading.Thread(target=loop, args=(vcpu,)) for vcpu in vcpus]
+    threads = [threading.Thread(target=loop, args=item) for item in enumerate(vcpus)]
     for thread in threads:
         thread.start()
     for _ in range(5):
