@@ -40,6 +40,7 @@ NETWORK_NAME_RULE = NAME_RULE.replace("40", "32")
 
 PATTERN_RULES = {
     "name": NAME_RULE,
+    "template": NAME_RULE,
     **dict.fromkeys(("tap", "interface"), "an interface's name, without blank, / and :"),
 }
 
