@@ -27,6 +27,8 @@ def check(guest: Guest) -> None:
     for key, size, least in (("ceiling", guest.ceiling, LEAST_CEILING), ("limit", guest.limit, LEAST_LIMIT)):
         if size is not None and size < least:
             raise ClusterFileError(f"{where}.{key}: {size} bytes are too few; give at least {least}")
+    if guest.template is not None and given["paged"]:
+        raise ClusterFileError(f"{where}.paged: its RAM is the template's, which is a file already; remove the key")
     if guest.limit is not None and guest.ceiling is not None and guest.limit <= guest.ceiling:
         raise ClusterFileError(
             f"{where}.limit: {guest.limit} bytes are not above the ceiling of {guest.ceiling}, so the guest would be "

@@ -12,7 +12,7 @@ from hostd.memory.errors import BackingError, SlotError, reason
 from hostd.memory.layout import PAGE
 from hostd.memory.table import Row, SlotTable
 
-OWN = ("anonymous", "image", "hugetlb", "shared")
+OWN = ("anonymous", "image", "hugetlb", "shared", "paged")
 """backings whose bytes are the guest's alone, and so part of what it is"""
 PAGEMAP = "/proc/self/pagemap"
 TAKEN = 1 << 63 | 1 << 62

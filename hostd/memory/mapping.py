@@ -91,9 +91,13 @@ class Mapping:
             return
         if failed not in (errno.ENOMEM, errno.EPERM, errno.EAGAIN):
             raise BackingError(failed, f"{self.size} bytes cannot be locked: {reason(failed)}")
-        from resource import RLIMIT_MEMLOCK, getrlimit
+        from resource import RLIMIT_MEMLOCK, getrlimit, setrlimit
 
-        limit = getrlimit(RLIMIT_MEMLOCK)[0]
+        limit, most = getrlimit(RLIMIT_MEMLOCK)
+        if limit != most:  # Anybody may go up to the hard limit.
+            setrlimit(RLIMIT_MEMLOCK, (most, most))
+            self._lock()
+            return
         raise BackingError(
             failed,
             f"{self.size} bytes cannot be locked: RLIMIT_MEMLOCK is {limit} bytes for all of this process; "
