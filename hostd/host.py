@@ -143,6 +143,35 @@ class Guest:
         data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
         return data
 
+    def read_virtual(self, address: int, size: int) -> bytes:
+        """Return `size` bytes (at most 1 MiB) of its memory by virtual address, as vCPU 0 sees it."""
+        data: bytes = self.cluster.call("read_virtual", guest=self.name, address=address, size=size)
+        return data
+
+    def write(self, gpa: int, data: bytes, *, virtual: bool = False) -> None:
+        """Write `data` (at most 1 MiB) to its memory, from a guest physical or a virtual address on; it runs on.
+
+        Raises ControlError: nothing is there, it is read-only, or a debugger is attached.
+        """
+        self.cluster.call("write", guest=self.name, address=gpa, data=data, virtual=virtual)
+
+    def search(self, pattern: bytes, slot: str | None = None, *, limit: int = 100) -> list[int]:
+        """Return the first guest physical addresses where its memory holds `pattern`: in `slot`, or in all but devices.
+
+        What it has never touched is not touched. Raises ControlError.
+        """
+        from hostd.gdb.searching import search
+
+        return search(self.cluster, self.name, pattern, slot=slot, limit=limit)
+
+    def debug(self) -> str:
+        """Return the path of a socket where gdb can attach: `target remote PATH`; it stops when gdb does.
+
+        Raises ControlError: it doesn't run, or a debugger is attached already.
+        """
+        place: dict[str, Any] = self.cluster.call("debug", guest=self.name)
+        return str(place["socket"])
+
     def pageout(self, slot: str | None = None, *, size: int | None = None) -> PagedOut:
         """Send its memory to swap or to files: the rows named `slot`, or all that are its own; at most `size` bytes.
 

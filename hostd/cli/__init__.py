@@ -28,6 +28,8 @@ COMMANDS = {
     "pageout": "send a guest's memory to swap or to its file, while it runs",
     "screenshot": "write what a guest shows as a PNG file",
     "view": "show what a guest shows in a browser, as it changes",
+    "gdb": "attach gdb to a guest, with its symbols",
+    "mem": "read, write and search a guest's memory while it runs",
     "inspect": "show everything known of a cluster or a guest",
     "validate": "check a cluster file and its images without starting anything",
     "image": "make, list and remove kernels, initramfs archives and root file systems",
