@@ -1,8 +1,8 @@
 """A vCPU's registers as gdb numbers them, and the target description that says so.
 
 The features' names and registers: "Debugging with GDB", appendix "Target Descriptions", section "i386 Features". Behind
-them stands one of hostd's own: the control registers. The x87 state: AMD64 Architecture Programmer's Manual, volume 2,
-section 11.5 (FXSAVE).
+them stands one of hostd's own: the control registers. The x87, SSE and AVX state: AMD64 Architecture Programmer's
+Manual, volume 2, section 11.5 (XSAVE, standard format).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from hostd.kvm.call import call_with, ffi
 
 if TYPE_CHECKING:
     from hostd.kvm import Vcpu
@@ -19,7 +21,13 @@ SELECTORS = "cs ss ds es fs gs".split()
 X87 = "fctrl fstat ftag fiseg fioff foseg fooff fop".split()
 CONTROL = "cr0 cr2 cr3 cr4 cr8 efer".split()
 KERNEL_GS_BASE = 0xC000_0102
-PARTS = ("regs", "sregs", "fpu")
+XSAVE_SIZE = 4096
+"""bytes of struct kvm_xsave"""
+ST, XMM, YMM_HIGH = 32, 160, 576
+"""offsets of the registers in it, 16 bytes each; CPUID leaf 13 gives the last one, and every CPU gives this"""
+XSTATE = 512
+"""offset of the bits that say which parts are not as after reset: 0 x87, 1 SSE, 2 AVX"""
+MXCSR = 24
 
 TYPES = """
   <flags id="i386_eflags" size="4">
@@ -57,10 +65,15 @@ class Registers:
         self._changed: set[str] = set()
 
     def part(self, name: str) -> Any:
-        """Return "regs", "sregs" or "fpu"."""
+        """Return "regs", "sregs", or "xsave": a bytearray."""
         if name not in self._parts:
-            self._parts[name] = getattr(self._vcpu, name)
+            self._parts[name] = self._xsave() if name == "xsave" else getattr(self._vcpu, name)
         return self._parts[name]
+
+    def _xsave(self) -> bytearray:
+        area = ffi.new("uint8_t[]", XSAVE_SIZE)
+        call_with(self._vcpu.fd, "KVM_GET_XSAVE", area)
+        return bytearray(ffi.buffer(area))
 
     def read(self, number: int) -> bytes | None:
         """Return a register by gdb's number, in the guest's byte order; None: KVM doesn't tell it.
@@ -89,7 +102,13 @@ class Registers:
         """Give the vCPU what was written. Raises KvmError."""
         while self._changed:
             part = self._changed.pop()
-            setattr(self._vcpu, part, self._parts.pop(part))
+            value = self._parts.pop(part)
+            if part == "xsave":
+                area = ffi.new("uint8_t[]", XSAVE_SIZE)
+                ffi.buffer(area)[:] = value
+                call_with(self._vcpu.fd, "KVM_SET_XSAVE", area)
+            else:
+                setattr(self._vcpu, part, value)
 
     @property
     def kernel_gs_base(self) -> int:
@@ -136,49 +155,39 @@ def _field(part: str, *names: str) -> tuple[Callable[[Registers], int], Callable
     return lambda r: int(getattr(owner(r), last)), lambda r, value: setattr(owner(r), last, value)
 
 
-def _bytes(name: str, index: int, size: int) -> tuple[Callable[[Registers], int], Callable[[Registers, int], None]]:
-    """Return how the first `size` bytes of item `index` of the x87 state's array `name` are read and set."""
+def _slice(offset: int, size: int, state: int) -> tuple[Callable[[Registers], int], Callable[[Registers, int], None]]:
+    """Return how `size` bytes of the XSAVE area are read and set; `state` is the number of the part they belong to."""
 
     def get(registers: Registers) -> int:
-        return int.from_bytes(bytes(getattr(registers.part("fpu"), name)[index])[:size], "little")
+        return int.from_bytes(registers.part("xsave")[offset : offset + size], "little")
 
     def put(registers: Registers, value: int) -> None:
-        item = getattr(registers.part("fpu"), name)[index]
-        for at, byte in enumerate(value.to_bytes(size, "little")):
-            item[at] = byte
+        area = registers.part("xsave")
+        area[offset : offset + size] = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+        area[XSTATE] |= 1 << state
 
     return get, put
 
 
 def _full_tags(registers: Registers) -> int:
     """Return the x87 tag word, two bits a register, of the one bit that FXSAVE keeps: empty, or what the value is."""
-    fpu, tags = registers.part("fpu"), 0
+    area, tags = registers.part("xsave"), 0
+    top = area[3] >> 3 & 7
     for physical in range(8):
         tag = 3
-        if fpu.ftwx >> physical & 1:
-            value = int.from_bytes(bytes(fpu.fpr[(physical - (fpu.fsw >> 11)) & 7])[:10], "little")
-            exponent, significand = value >> 64 & 0x7FFF, value & (1 << 64) - 1
+        if area[4] >> physical & 1:
+            at = ST + 16 * ((physical - top) & 7)
+            significand = int.from_bytes(area[at : at + 8], "little")
+            exponent = int.from_bytes(area[at + 8 : at + 10], "little") & 0x7FFF
             tag = 1 if not exponent and not significand else 0 if 0 < exponent < 0x7FFF and significand >> 63 else 2
         tags |= tag << 2 * physical
     return tags
 
 
 def _set_tags(registers: Registers, tags: int) -> None:
-    registers.part("fpu").ftwx = sum((tags >> 2 * physical & 3 != 3) << physical for physical in range(8))
-
-
-def _pointer(name: str, shift: int) -> tuple[Callable[[Registers], int], Callable[[Registers, int], None]]:
-    """Return how the lower 32 bits (shift 0) or the 16 above (32) of an x87 pointer are read and set."""
-    mask = 0xFFFF_FFFF if shift == 0 else 0xFFFF
-
-    def get(registers: Registers) -> int:
-        return int(getattr(registers.part("fpu"), name)) >> shift & mask
-
-    def put(registers: Registers, value: int) -> None:
-        fpu = registers.part("fpu")
-        setattr(fpu, name, getattr(fpu, name) & ~(mask << shift) | (value & mask) << shift)
-
-    return get, put
+    area = registers.part("xsave")
+    area[4] = sum((tags >> 2 * physical & 3 != 3) << physical for physical in range(8))
+    area[XSTATE] |= 1
 
 
 def _all() -> Iterator[Register]:
@@ -191,18 +200,29 @@ def _all() -> Iterator[Register]:
     for name in SELECTORS:
         yield Register(name, 32, "int32", core, "sregs", _field("sregs", name, "selector")[0])
     for index in range(8):
-        yield Register(f"st{index}", 80, "i387_ext", core, "fpu", *_bytes("fpr", index, 10))
+        yield Register(f"st{index}", 80, "i387_ext", core, "xsave", *_slice(ST + 16 * index, 10, 0))
     tags = (_full_tags, _set_tags)
-    x87 = [_field("fpu", "fcw"), _field("fpu", "fsw"), tags, _pointer("last_ip", 32), _pointer("last_ip", 0)]
-    x87 += [_pointer("last_dp", 32), _pointer("last_dp", 0), _field("fpu", "last_opcode")]
-    for name, access in zip(X87, x87, strict=True):
-        yield Register(name, 32, "int", core, "fpu", *access, group="float")
+    # In 64-bit mode the pointers have no segments: what would be these are bits 32 to 47.
+    x87 = [
+        _slice(0, 2, 0),
+        _slice(2, 2, 0),
+        tags,
+        _slice(12, 2, 0),
+        _slice(8, 4, 0),
+        _slice(20, 2, 0),
+        _slice(16, 4, 0),
+    ]
+    for name, access in zip(X87, [*x87, _slice(6, 2, 0)], strict=True):
+        yield Register(name, 32, "int", core, "xsave", *access, group="float")
     for index in range(16):
-        yield Register(f"xmm{index}", 128, "vec128", sse, "fpu", *_bytes("xmm", index, 16))
-    yield Register("mxcsr", 32, "i386_mxcsr", sse, "fpu", _field("fpu", "mxcsr")[0], group="vector")
+        yield Register(f"xmm{index}", 128, "vec128", sse, "xsave", *_slice(XMM + 16 * index, 16, 1))
+    yield Register("mxcsr", 32, "i386_mxcsr", sse, "xsave", *_slice(MXCSR, 4, 1), group="vector")
     for name in ("fs", "gs"):
         access = _field("sregs", name, "base")
         yield Register(f"{name}_base", 64, "int", "org.gnu.gdb.i386.segments", "sregs", *access)
+    for index in range(16):
+        access = _slice(YMM_HIGH + 16 * index, 16, 2)
+        yield Register(f"ymm{index}h", 128, "uint128", "org.gnu.gdb.i386.avx", "xsave", *access)
     own = "hostd.x86.system"
     yield Register("k_gs_base", 64, "int", own, "sregs", lambda registers: registers.kernel_gs_base, group="system")
     for name in CONTROL:
