@@ -138,6 +138,17 @@ class Guest:
         rows: list[dict[str, Any]] = answer["slots"]
         return rows
 
+    def stats(self) -> dict[str, Any]:
+        """What KVM, the run loop and the kernel count of it (docs/statistics.md)."""
+        told: dict[str, Any] = self.cluster.call("statistics", guest=self.name)
+        return told
+
+    def dirty(self, seconds: float) -> dict[str, int]:
+        """Return how many pages of each row it writes within `seconds`."""
+        told = self.cluster.call("dirty", timeout=seconds + 90, guest=self.name, seconds=seconds)
+        pages: dict[str, int] = told["pages"]
+        return pages
+
     def read(self, gpa: int, size: int) -> bytes:
         """Return `size` bytes (at most 1 MiB) of its memory, from guest physical address `gpa` on."""
         data: bytes = self.cluster.call("read", guest=self.name, gpa=gpa, size=size)
@@ -190,8 +201,8 @@ class Guest:
     def template(self, name: str, *, replace: bool = False) -> Template:
         """Freeze it into the template `name`, from which guests go on (`Host.run_from`); it goes on itself.
 
-        Raises TemplateError: there is one of that name, which is not to be replaced; ControlError: it has channels open,
-        or does not run.
+        Raises TemplateError: there is one of that name, which isn't to be replaced; ControlError: it has channels open
+        or doesn't run.
         """
         from hostd.templates.making import make
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "capture": "show or write the frames of a network",
     "template": "freeze a guest into files that others go on from",
     "templates": "list and remove templates",
+    "stats": "show what KVM and the host count of a guest",
     "slots": "show a guest's slot table and what of it is shared",
     "pageout": "send a guest's memory to swap or to its file, while it runs",
     "screenshot": "write what a guest shows as a PNG file",

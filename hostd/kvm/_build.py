@@ -28,6 +28,7 @@ IOCTLS = [
     "KVM_SET_GSI_ROUTING",
     "KVM_ENABLE_CAP",
     "KVM_GET_STATS_FD",
+    "KVM_GET_DIRTY_LOG",
     "KVM_GET_REGS",
     "KVM_SET_REGS",
     "KVM_GET_SREGS",
@@ -111,6 +112,7 @@ STRUCTURES = """
     struct kvm_lapic_state { ...; };
     struct kvm_irqchip { uint32_t chip_id; ...; };
     struct kvm_clock_data { uint64_t clock; uint32_t flags; uint64_t realtime; ...; };
+    struct kvm_dirty_log { uint32_t slot; void *dirty_bitmap; ...; };
     struct kvm_guest_debug_arch { unsigned long long debugreg[8]; };
     struct kvm_guest_debug { uint32_t control; struct kvm_guest_debug_arch arch; ...; };
 """
@@ -147,7 +149,7 @@ ffibuilder.cdef(
     "".join(f"#define {name} ...\n" for name in IOCTLS + FLAGS)
     + STRUCTURES
     + """
-    struct vcpu_loop { int kick_fd, stop; uint64_t exits, handled; ...; };
+    struct vcpu_loop { int kick_fd, stop; uint64_t exits, handled, reasons[48]; ...; };
     struct vcpu_loop *vcpu_new(void);
     void vcpu_free(struct vcpu_loop *loop);
     int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run);

@@ -125,6 +125,15 @@ def _internal(words: tuple[int, ...]) -> InternalError:
     return InternalError(suberror, tuple(data), instruction)
 
 
+REASONS = (
+    "unknown exception io hypercall debug hlt mmio irq_window_open shutdown fail_entry intr set_tpr tpr_access "
+    "s390_sieic s390_reset dcr nmi internal_error osi papr_hcall s390_ucontrol watchdog s390_tsch epr "
+    "system_event s390_stsi ioapic_eoi hyperv arm_nisv x86_rdmsr x86_wrmsr dirty_ring_full ap_reset_hold "
+    "x86_bus_lock xen riscv_sbi riscv_csr notify loongarch_iocsr memory_fault"
+).split()
+"""names of KVM_EXIT_*, by number"""
+
+
 BY_REASON: dict[int, Callable[[int, tuple[int, ...]], Exit]] = {
     4: lambda _address, words: Debug(*words),
     5: lambda _address, _words: Hlt(),

@@ -73,6 +73,12 @@ int vcpu_stop(struct vcpu_loop *loop) {
     return error;
 }
 
+static void count_exit(struct vcpu_loop *loop) {
+    uint32_t reason = loop->run->exit_reason;
+    loop->exits++;
+    loop->reasons[reason < VCPU_REASONS ? reason : VCPU_REASONS - 1]++;
+}
+
 int vcpu_settle(struct vcpu_loop *loop) {
     int result = -EBUSY;
     pthread_mutex_lock(&loop->lock);
@@ -84,7 +90,7 @@ int vcpu_settle(struct vcpu_loop *loop) {
             result = errno == EINTR ? 0 : -errno;
             break;
         }
-        loop->exits++;
+        count_exit(loop);
         if (!loop->exit_fn || loop->exit_fn(loop->exit_ctx, loop->run) != VCPU_HANDLED) {
             result = VCPU_EXITED;
             break;
@@ -115,7 +121,7 @@ static int run_on(struct vcpu_loop *loop) {
         if (take_stop(loop))
             return VCPU_STOPPED;
         int failed = ioctl(loop->fd, KVM_RUN, 0) != 0;
-        loop->exits++;
+        count_exit(loop);
         if (failed) {
             if (errno == EAGAIN)
                 continue;

@@ -25,6 +25,8 @@ struct kvm_run;
  */
 typedef int (*vcpu_exit_fn)(void *ctx, struct kvm_run *run);
 
+#define VCPU_REASONS 48
+
 struct vcpu_loop {
     int fd;                /* the vCPU */
     int kick_fd;           /* eventfd, readable from vcpu_stop until the loop has returned VCPU_STOPPED */
@@ -36,6 +38,7 @@ struct vcpu_loop {
     pthread_mutex_t lock;
     uint64_t exits;        /* every return of KVM_RUN */
     uint64_t handled;      /* those that exit_fn served */
+    uint64_t reasons[VCPU_REASONS]; /* by KVM_EXIT_*; the last one: all from there on */
 };
 
 /*

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from hostd.kvm.call import call, call_with, ffi, lib
 from hostd.kvm.errors import KvmError
-from hostd.kvm.exits import Exit, Interrupted, Io, Mmio, of_reason
+from hostd.kvm.exits import REASONS, Exit, Interrupted, Io, Mmio, of_reason
 from hostd.kvm.stats import read_stats
 
 if TYPE_CHECKING:
@@ -143,6 +143,12 @@ class Vcpu:
     def counters(self) -> dict[str, int]:
         """How often KVM_RUN returned (`exits`), and how many of them the exit handler served (`handled`)."""
         return {"exits": self._loop.exits, "handled": self._loop.handled}
+
+    @property
+    def exit_reasons(self) -> dict[str, int]:
+        """How often KVM_RUN returned, by why (KVM_EXIT_*, in small letters); only what has happened."""
+        counted = [(REASONS[n] if n < len(REASONS) else "other", count) for n, count in enumerate(self._loop.reasons)]
+        return {name: count for name, count in counted if count}
 
     # --- registers ------------------------------------------------------------------------------------------
 

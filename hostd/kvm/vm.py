@@ -64,6 +64,16 @@ class Vm:
         about: dict[str, int | str] = {"slot": index, "gpa": gpa, "size": size, "hva": hva, "flags": flags}
         call_with(self.fd, "KVM_SET_USER_MEMORY_REGION", slot, about)
 
+    def dirty_log(self, index: int, pages: int) -> bytes:
+        """Return a bit for each of the `pages` of slot `index`: written since the last call, or since it is logged.
+
+        The slot has KVM_MEM_LOG_DIRTY_PAGES. Raises KvmError.
+        """
+        bitmap = ffi.new("uint64_t[]", -(-pages // 64))
+        request = ffi.new("struct kvm_dirty_log *", {"slot": index, "dirty_bitmap": bitmap})
+        call_with(self.fd, "KVM_GET_DIRTY_LOG", request, {"slot": index})
+        return bytes(ffi.buffer(bitmap))
+
     def delete_slot(self, index: int) -> None:
         """Take the memory of slot `index` away from the guest, which may be running. Raises KvmError."""
         slot = ffi.new("struct kvm_userspace_memory_region *", {"slot": index})

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from hostd.memory._map import ffi, lib
 from hostd.memory.backings import Backing
 from hostd.memory.errors import BackingError, SlotError, reason
-from hostd.memory.layout import ADDRESS_LIMIT, HOLES, ROM_AREA, SIZE_LIMIT
+from hostd.memory.layout import ADDRESS_LIMIT, HOLES, PAGE, ROM_AREA, SIZE_LIMIT
 from hostd.memory.mapping import Mapping, Options
 
 if TYPE_CHECKING:
     from hostd.kvm import Vm
 
 Access = Literal["rw", "ro"]
-KVM_MEM_READONLY = 2
+KVM_MEM_LOG_DIRTY_PAGES, KVM_MEM_READONLY = 1, 2
 MEMINFO = "/proc/meminfo"
 LARGE = 16 << 30
 """rows from this size on are weighed against the host's memory"""
@@ -157,6 +157,25 @@ class SlotTable:
                 self._vm.delete_slot(row.index)
             lib.rows_remove(self._c_rows, row.gpa)
             self._rows.remove(row)
+
+    def log_dirty(self, on: bool) -> None:
+        """Have KVM note which pages of rows the guest writes, or stop that; it may be running. Raises KvmError."""
+        assert self._vm is not None, "there is no guest that writes"
+        with self._lock:
+            for row in self._rows:
+                if row.writable:
+                    flags = KVM_MEM_LOG_DIRTY_PAGES if on else 0
+                    self._vm.set_slot(row.index, row.gpa, row.size, row.hva, flags)
+
+    def dirty_pages(self) -> dict[str, int]:
+        """Return how many pages of each writable row the guest has written since `log_dirty`. Raises KvmError."""
+        assert self._vm is not None, "there is no guest that writes"
+        with self._lock:
+            logs = [(row.name, self._vm.dirty_log(row.index, row.size // PAGE)) for row in self._rows if row.writable]
+        pages = dict.fromkeys((name for name, _ in logs), 0)
+        for name, log in logs:
+            pages[name] += int.from_bytes(log, "little").bit_count()
+        return pages
 
     def _enter(self, row: Row) -> Row:
         if self._vm is not None:

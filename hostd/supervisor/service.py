@@ -12,8 +12,9 @@ from hostd.supervisor.debug_calls import DebugCalls
 from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup
 from hostd.supervisor.memory_calls import MemoryCalls
-from hostd.supervisor.template_calls import TemplateCalls
 from hostd.supervisor.paging_calls import PagingCalls
+from hostd.supervisor.statistics_calls import StatisticsCalls
+from hostd.supervisor.template_calls import TemplateCalls
 
 if TYPE_CHECKING:
     from hostd.supervisor.supervisor import Supervisor
@@ -42,8 +43,9 @@ class Service:
             "agent": self.agent,
             **MemoryCalls(self._lookup).calls,
             **DebugCalls(self._lookup).calls,
-            **TemplateCalls(self._lookup, supervisor).calls,
             **PagingCalls(self._lookup).calls,
+            **StatisticsCalls(self._lookup).calls,
+            **TemplateCalls(self._lookup, supervisor).calls,
         }
 
     async def ps(self, _arguments: Arguments) -> dict[str, Any]:

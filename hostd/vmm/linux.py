@@ -169,6 +169,10 @@ class LinuxGuest:
         """To be called by the thread of vCPU `index` when it runs it no more."""
         self.pause.leave(index)
 
+    def freeze(self) -> dict[str, Any]:
+        """Refuse: what the devices know would have to be saved, too. Raises ValueError."""
+        raise ValueError("a Linux guest can't be made a template, as its devices can't be saved; unikernels can")
+
     def share(self) -> dict[str, int]:
         """Share the code that the guest's kernel has patched, with other guests of that kernel.
 

@@ -327,7 +327,9 @@ CALLS: dict[str, Method] = {
     "stats": GuestProcess.stats,
     "read": GuestProcess.read,
 }
-RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing", "pageout": "hostd.vmm.pageout"}
+RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing", "pageout": "hostd.vmm.pageout"} | dict.fromkeys(
+    ("statistics", "log_dirty"), "hostd.vmm.statistics"
+)
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
 RARE |= {"debug": "hostd.gdb.attach"}
 RARE |= dict.fromkeys(("read_virtual", "write", "search"), "hostd.vmm.inspection")
