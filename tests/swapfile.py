@@ -36,12 +36,32 @@ def swapping(folder: Path) -> Iterator[None]:
         with file.open("wb") as opened:
             os.posix_fallocate(opened.fileno(), 0, SIZE)
         file.chmod(0o600)
-        made = subprocess.run(["mkswap", file], capture_output=True, text=True, check=False)
-        on = subprocess.run(["swapon", file], capture_output=True, text=True, check=False)
-        if made.returncode or on.returncode:
-            pytest.skip(f"this host takes no swap file: {made.stderr}{on.stderr}")
-        try:
+        subprocess.run(["mkswap", file], capture_output=True, check=True)
+        with _turned_on(file) as problem:
+            if problem:
+                pytest.skip(f"this host takes no swap file: {problem}")
             yield
-        finally:
-            subprocess.run(["swapoff", file], check=True)
-            file.unlink()
+        file.unlink()
+
+
+@contextlib.contextmanager
+def _turned_on(file: Path) -> Iterator[str]:
+    """Swap to `file`, by a loop device where its file system takes none; yield what is wrong, or ""."""
+    device, problem = str(file), _command("swapon", str(file))
+    if problem:
+        found = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True, check=False)
+        device = found.stdout.strip()
+        problem = _command("swapon", device) if device else found.stderr
+    try:
+        yield problem
+    finally:
+        if not problem:
+            subprocess.run(["swapoff", device], check=True)
+        if device and device != str(file):
+            subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def _command(*argv: str) -> str:
+    """Run a command; return "" or what it says is wrong."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    return done.stderr.strip() if done.returncode else ""

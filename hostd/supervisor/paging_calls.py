@@ -35,7 +35,7 @@ class PagingCalls:
         most = arguments.get("bytes")
         if most is not None and (not isinstance(most, int) or most <= 0):
             raise RequestError(f"bytes is {most!r}; give a number above 0")
-        rows = chosen(run.name, await ask(run, "slots"), arguments.get("slot"))
+        rows = chosen(run.name, await ask(run, "slots", PART_TIMEOUT), arguments.get("slot"))
         assert run.pid is not None
         ranges = [(row["hva"], row["size"]) for row in rows]
         before = await asyncio.to_thread(smaps.usage, run.pid, ranges)

@@ -7,7 +7,6 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -71,13 +70,12 @@ def test_guests_are_killed_before_what_runs_them(place: Place) -> None:
 
 
 @pytest.fixture
-def groups() -> Iterator[None]:
+def groups() -> None:
     """Skip where this user can make no memory control group."""
     group = MemoryGroup.make(f"test.{os.getpid()}", 64 * MIB)
     if group is None:
         pytest.skip("this user cannot make memory control groups")
     remove_groups([group.leftover])
-    yield
 
 
 @pytest.mark.usefixtures("groups")
