@@ -1,0 +1,88 @@
+"""A real gdb on a Linux guest: its kernel's functions by name, backtraces by its own tables, two vCPUs as threads."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from hostd import Host
+from hostd.host import Completed
+
+pytestmark = pytest.mark.timeout(900)
+WAIT = 300.0
+
+FILE = """
+[cluster]
+name = "linux-gdb"
+[guest.a]
+kernel = "debian-cloud"
+memory = "128MiB"
+vcpus = 2
+"""
+LINES = 3000
+WORK = f"i=0; while [ $i -lt {LINES} ]; do i=$((i+1)); echo $i; done > /tmp/out; wc -l < /tmp/out; tail -n 1 /tmp/out"
+
+SESSION = (
+    "set pagination off",
+    "set width 0",
+    "info threads",
+    "break vfs_write",
+    "continue",
+    "backtrace",
+    "print/x *(int *)$rip",
+    "stepi",
+    "x/i $pc",
+    "delete",
+    "hbreak ksys_write",
+    "continue",
+    "delete",
+    "watch *(unsigned long *)&jiffies_64",
+    "continue",
+    "backtrace 3",
+    "delete",
+    "monitor where $pc",
+    "detach",
+)
+
+
+def gdb(*commands: str) -> str:
+    """Run gdb on the guest with these commands; return what it says."""
+    arguments = [argument for command in commands for argument in ("-ex", command)]
+    started = [sys.executable, "-m", "hostd.cli", "gdb", "linux-gdb/a", "--", "-nx", "-batch", *arguments]
+    done = subprocess.run(started, capture_output=True, text=True, timeout=WAIT, check=False)
+    return done.stdout + done.stderr
+
+
+def test_a_kernel_is_debugged(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(FILE)
+    with Host() as host:
+        cluster = host.up(tmp_path / "c.toml")
+        try:
+            guest = cluster.guests["a"]
+            assert guest.exec("true", wait=WAIT).exit_code == 0
+            done: list[Completed] = []
+            worker = threading.Thread(target=lambda: done.append(guest.exec("sh", "-c", WORK, wait=WAIT)))
+            worker.start()
+            said = gdb(*SESSION)
+            print(said)
+            # Two vCPUs.
+            assert "vCPU 0, ring" in said
+            assert "vCPU 1, ring" in said
+            # The break, and the way there: the system call's entry is at the bottom.
+            assert "Breakpoint 1, 0x" in said
+            frames = said[said.index("#0 ") :]
+            assert frames.index(" vfs_write ") < frames.index(" ksys_write ") < frames.index(" do_syscall_64 ")
+            # A hardware breakpoint, and a watchpoint.
+            assert "Breakpoint 2, 0x" in said
+            assert "Hardware watchpoint 3: *(unsigned long *)&jiffies_64" in said
+            assert "New value = " in said
+            assert "[Inferior 1 (Remote target) detached]" in said
+            # The guest goes on, and has lost nothing.
+            worker.join(WAIT)
+            assert done[0].stdout.split() == [str(LINES).encode()] * 2, done
+        finally:
+            cluster.down()
