@@ -138,6 +138,11 @@ class Guest:
         rows: list[dict[str, Any]] = answer["slots"]
         return rows
 
+    def balloon(self, target: int | None = None) -> dict[str, Any]:
+        """Return how a Linux guest's balloon stands; before that ask it to hold `target` bytes, if that is given."""
+        told: dict[str, Any] = self.cluster.call("balloon", guest=self.name, target=target)
+        return told
+
     def stats(self) -> dict[str, Any]:
         """What KVM, the run loop and the kernel count of it (docs/statistics.md)."""
         told: dict[str, Any] = self.cluster.call("statistics", guest=self.name)

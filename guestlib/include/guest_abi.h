@@ -40,6 +40,9 @@
                                       args[2] = how many words (0..64), data + GUEST_LOOKS = struct guest_look of each;
                                       args[0] = 0 as well when one has changed */
 
+#define GUEST_CALL_GIVE_BACK 8     /* args[0] = address, args[1] = bytes, whole pages of this guest's own memory (no region,
+                                      file or device; not locked): they go back to the host, and what they hold is lost */
+
 #define GUEST_REPORT_INT 0         /* value: int64_t */
 #define GUEST_REPORT_FLOAT 1       /* value: the bits of a double */
 #define GUEST_REPORT_TEXT 2        /* value: size of the text in bytes */

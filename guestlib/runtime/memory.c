@@ -1,5 +1,8 @@
 /* memory.c: RAM for the program's own use, and the C library's memory functions. */
 #include "guest.h"
+#include "call.h"
+
+static const uint64_t PAGE = 4096;
 
 static uint64_t taken[2]; /* bytes given from each heap range: below the MMIO hole, above it */
 
@@ -21,6 +24,15 @@ void *guest_alloc(size_t size, size_t align) {
         }
     }
     return NULL;
+}
+
+int guest_give_back(void *address, size_t size) {
+    uint64_t start = ((uint64_t)address + PAGE - 1) & -PAGE, end = ((uint64_t)address + size) & -PAGE;
+    if (start >= end)
+        return 0;
+    call_page->args[0] = start;
+    call_page->args[1] = end - start;
+    return call(GUEST_CALL_GIVE_BACK);
 }
 
 uint64_t guest_memory_size(void) {

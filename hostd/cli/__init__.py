@@ -24,6 +24,7 @@ COMMANDS = {
     "capture": "show or write the frames of a network",
     "template": "freeze a guest into files that others go on from",
     "templates": "list and remove templates",
+    "balloon": "show what a Linux guest has given back of its memory, or take more of it",
     "stats": "show what KVM and the host count of a guest",
     "slots": "show a guest's slot table and what of it is shared",
     "pageout": "send a guest's memory to swap or to its file, while it runs",

@@ -38,7 +38,7 @@ ffibuilder.cdef(
     int64_t map_huge_page(int fd);
     int rows_open(struct slot_rows *table);
     void rows_close(struct slot_rows *table);
-    int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable);
+    int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable, int give);
     int rows_remove(struct slot_rows *table, uint64_t gpa);
     uintptr_t rows_hva(struct slot_rows *table, uint64_t gpa, uint64_t size, int write);
     int64_t map_file_system(int fd);

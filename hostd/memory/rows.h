@@ -15,6 +15,7 @@ struct slot_row {
     uint64_t gpa, size;
     uint8_t *hva;
     uint32_t writable;
+    int give; /* madvise(2) by which pages of it go back to the host; 0: they are not the guest's to give */
 };
 
 struct slot_rows {

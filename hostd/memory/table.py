@@ -52,6 +52,12 @@ class Row:
     def writable(self) -> bool:
         return self.access == "rw"
 
+    @property
+    def give_back(self) -> int:
+        """By which advice of madvise(2) the guest may give pages of it back to the host; 0: by none."""
+        # Locked pages must stay: the host was asked to keep them.
+        return self.backing.give_back if self.writable and not self.options.lock else 0
+
     def describe(self) -> dict[str, Any]:
         """Return the row as plain values, for a message or JSON."""
         return {
@@ -181,7 +187,7 @@ class SlotTable:
         if self._vm is not None:
             flags = 0 if row.writable else KVM_MEM_READONLY
             self._vm.set_slot(row.index, row.gpa, row.size, row.hva, flags)
-        failed = -lib.rows_insert(self._c_rows, row.gpa, row.size, row.hva, row.writable)
+        failed = -lib.rows_insert(self._c_rows, row.gpa, row.size, row.hva, row.writable, row.give_back)
         if failed:
             if self._vm is not None:
                 self._vm.delete_slot(row.index)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hostd.agent.link import AgentError
 from hostd.control.server import Call, RequestError, Stream
 from hostd.supervisor.agents import relay
+from hostd.supervisor.balloon_calls import BalloonCalls
 from hostd.supervisor.debug_calls import DebugCalls
 from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup
@@ -41,6 +42,7 @@ class Service:
             "kill": self.kill,
             "down": self.down,
             "agent": self.agent,
+            **BalloonCalls(self._lookup).calls,
             **MemoryCalls(self._lookup).calls,
             **DebugCalls(self._lookup).calls,
             **PagingCalls(self._lookup).calls,

@@ -17,7 +17,7 @@ ffibuilder.cdef(
     struct slot_rows;
     struct guest_calls {
         int waiting;
-        uint64_t console_left, waits, console_bytes;
+        uint64_t console_left, waits, console_bytes, given_back;
         ...;
     };
     struct guest_calls *calls_new(void);

@@ -16,7 +16,7 @@
 #include "rows.h"
 #include "run.h"
 
-enum { EVENTS = 64 };
+enum { EVENTS = 64, PAGE = 4096 };
 static const uint64_t NS = 1000000000;
 
 static uint64_t clock_ns(clockid_t clock) {
@@ -195,6 +195,40 @@ static int sleep_unless(struct guest_calls *calls, struct guest_call *page, int 
     return result < 0 ? result : GUEST_OK;
 }
 
+/* The row that holds `address`, if its pages are the guest's to give; *size is cut to its end. Under slot_lock. */
+static const struct slot_row *own_row(const struct slot_rows *memory, uint64_t address, uint64_t *size) {
+    const struct slot_row *row = slot_find(memory, address);
+    if (!row || !row->give)
+        return NULL;
+    if (*size > row->gpa + row->size - address)
+        *size = row->gpa + row->size - address;
+    return row;
+}
+
+/* Checked: whole pages; each row they lie in. All of them go, or none. */
+static int give_back(struct guest_calls *calls, const struct guest_call *page) {
+    uint64_t start = page->args[0], size = page->args[1];
+    if ((start | size) % PAGE || start + size < start)
+        return GUEST_EINVAL;
+    int result = GUEST_OK;
+    slot_lock(calls->memory);
+    for (uint64_t at = start, left; result == GUEST_OK && at < start + size; at += left) {
+        left = start + size - at;
+        if (!own_row(calls->memory, at, &left))
+            result = GUEST_EINVAL;
+    }
+    for (uint64_t at = start, left; result == GUEST_OK && at < start + size; at += left) {
+        left = start + size - at;
+        const struct slot_row *row = own_row(calls->memory, at, &left);
+        if (madvise(row->hva + (at - row->gpa), left, row->give) != 0)
+            result = GUEST_EINVAL;
+        else
+            calls->given_back += left;
+    }
+    slot_unlock(calls->memory);
+    return result;
+}
+
 /* The exit handler given to the run loop. Checked: direction, width and count of the port access. */
 int calls_exit(void *context, struct kvm_run *run) {
     struct guest_calls *calls = context;
@@ -226,6 +260,9 @@ int calls_exit(void *context, struct kvm_run *run) {
     case GUEST_CALL_SLEEP:
         calls->waits++;
         page->result = sleep_unless(calls, page, &up);
+        break;
+    case GUEST_CALL_GIVE_BACK:
+        page->result = give_back(calls, page);
         break;
     default:
         page->result = GUEST_ENOSYS;

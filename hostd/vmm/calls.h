@@ -20,6 +20,7 @@ struct guest_calls {
     int waiting;                       /* in a wait that the host has interrupted; the guest must not run */
     uint64_t waits;                    /* counters, for `inspect` */
     uint64_t console_bytes;
+    uint64_t given_back;               /* bytes */
     uint64_t pending[CALLS_BELLS / 64]; /* bells that rang and were not waited for yet */
 };
 

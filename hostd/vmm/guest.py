@@ -155,8 +155,9 @@ class Guest:
 
     @property
     def counters(self) -> dict[str, int]:
-        """How often the guest waited, and how many bytes it wrote to its console."""
-        return {"waits": self._calls.waits, "console_bytes": self._calls.console_bytes}
+        """How often the guest waited, how many bytes it wrote to its console, and gave back of its memory."""
+        counted = self._calls
+        return {"waits": counted.waits, "console_bytes": counted.console_bytes, "given_back": counted.given_back}
 
     def rest(self, index: int = 0) -> None:
         """To be called by the vCPU's thread between steps: the guest may have to stand still."""

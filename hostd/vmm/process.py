@@ -327,12 +327,18 @@ CALLS: dict[str, Method] = {
     "stats": GuestProcess.stats,
     "read": GuestProcess.read,
 }
-RARE: dict[str, str] = {"freeze": "hostd.vmm.freezing", "pageout": "hostd.vmm.pageout"} | dict.fromkeys(
-    ("statistics", "log_dirty"), "hostd.vmm.statistics"
-)
+RARE: dict[str, str] = {
+    "balloon": "hostd.vmm.ballooning",
+    "debug": "hostd.gdb.attach",
+    "freeze": "hostd.vmm.freezing",
+    "log_dirty": "hostd.vmm.statistics",
+    "pageout": "hostd.vmm.pageout",
+    "read_virtual": "hostd.vmm.inspection",
+    "search": "hostd.vmm.inspection",
+    "statistics": "hostd.vmm.statistics",
+    "write": "hostd.vmm.inspection",
+}
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
-RARE |= {"debug": "hostd.gdb.attach"}
-RARE |= dict.fromkeys(("read_virtual", "write", "search"), "hostd.vmm.inspection")
 
 
 def _method(call: object) -> Method:

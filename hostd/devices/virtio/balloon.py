@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +28,6 @@ STATISTICS = (
     "hugetlb_failures",
 )
 """by tag (virtio 1.2, 5.5.6.4); bytes, but for faults and hugetlb, which are counts"""
-
-
-ADVICE = {"anonymous": mmap.MADV_DONTNEED, "shared": mmap.MADV_REMOVE}
-"""by backing: how its pages are given back"""
 
 
 class Balloon(VirtioDevice):
@@ -82,10 +77,9 @@ def add_balloon(machine: Machine, table: SlotTable, *, name: str = "balloon", de
     """
     device = lib.virtio_balloon_new(machine.memory, deflate_on_oom)
     balloon = Balloon(machine, device, name)
-    # Locked pages must stay: the host was asked to keep them.
-    rows = [row for row in table if row.backing.kind in ADVICE and row.writable and not row.options.lock]
-    rows = [row for row in rows if row.backing.page_size == PAGE]  # Reserved pages don't go back one by one.
+    # Reserved huge pages don't go back one by one; the kernel's own pages would come back as they were at boot.
+    rows = [row for row in table if row.give_back and row.backing.page_size == PAGE and row.backing.kind != "image"]
     for row in rows:
-        if lib.virtio_balloon_allow(device, row.hva, row.size, ADVICE[row.backing.kind]):
+        if lib.virtio_balloon_allow(device, row.hva, row.size, row.give_back):
             raise DeviceError(28, f"balloon {name}: {len(rows)} rows of memory are more than {lib.BALLOON_RANGES}")
     return balloon

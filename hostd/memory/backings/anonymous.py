@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 
 from hostd.memory._map import lib
 from hostd.memory.backings.base import Backing
@@ -16,6 +17,7 @@ class Anonymous(Backing):
     """
 
     kind = "anonymous"
+    give_back = mmap.MADV_DONTNEED
 
     def __init__(self, *, reserve: bool = False) -> None:
         self._reserve = reserve

@@ -21,6 +21,9 @@ class Backing:
     shared: ClassVar[bool] = False
     """another process that maps the same source sees what the guest writes"""
 
+    give_back: ClassVar[int] = 0
+    """madvise(2) by which pages go back to the host, their content lost; 0: they aren't one guest's alone"""
+
     @property
     def page_size(self) -> int:
         """Bytes that the row's address and size must be multiples of."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 
 from hostd.memory._map import lib
 from hostd.memory.backings.base import Backing, huge_page_shortage
@@ -17,6 +18,7 @@ class Hugetlb(Backing):
     """
 
     kind = "hugetlb"
+    give_back = mmap.MADV_REMOVE
 
     @property
     def page_size(self) -> int:

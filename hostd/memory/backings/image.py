@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+
 from hostd.memory.backings.base import FileBacking
 
 
@@ -9,3 +11,4 @@ class Image(FileBacking):
     """A file mapped MAP_PRIVATE: a page is the page cache's until the guest writes it, then the guest's."""
 
     kind = "image"
+    give_back = mmap.MADV_DONTNEED

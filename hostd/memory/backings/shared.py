@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 from typing import Any
 
@@ -18,6 +19,7 @@ class Shared(FileBacking):
     """A part of a `RamFile`, mapped MAP_SHARED: who is given the file's descriptor sees what the guest writes."""
 
     kind = "shared"
+    give_back = mmap.MADV_REMOVE
     shared = True
 
     def __init__(self, descriptor: int, offset: int = 0) -> None:
