@@ -9,7 +9,9 @@ from hostd.doctor.memory import (
     check_huge_pages,
     check_memlock,
     check_memory,
+    check_overcommit,
     check_shared_memory,
+    check_swap,
     check_transparent,
 )
 from hostd.doctor.probe import KvmKind, kvm_kind
@@ -20,6 +22,8 @@ CHECKS = (
     check_capabilities,
     check_processor,
     check_memory,
+    check_swap,
+    check_overcommit,
     check_shared_memory,
     check_huge_pages,
     check_transparent,

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 from hostd.doctor.check import Check
+from hostd.memory import commit, swap
 
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 TRANSPARENT = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -28,6 +29,24 @@ def check_memory(meminfo: Path = Path("/proc/meminfo")) -> Check:
 
 def _fields(path: Path) -> list[tuple[str, str, str]]:
     return [line.partition(":") for line in path.read_text().splitlines() if ":" in line]
+
+
+def check_swap(meminfo: Path = Path(swap.MEMINFO)) -> Check:
+    """Look for swap, where `hostd pageout` and `ceiling` send memory that has no file."""
+    host = swap.host_memory(str(meminfo))
+    why = swap.no_room(host)
+    if why is not None:
+        what, _, hint = why.partition("; ")
+        return Check("swap", "warn", f"{what}; only `hostd pageout` and `ceiling` need it", hint)
+    return Check("swap", "ok", f"{host.swap_free // MIB} MiB free of {host.swap_total // MIB} MiB")
+
+
+def check_overcommit(policy: Path = commit.POLICY) -> Check:
+    """Look at whether guests may be promised more memory than there is."""
+    if policy.read_text().strip() == commit.NEVER:
+        hint = "`sysctl vm.overcommit_memory=0` as root, or guests whose RAM is in a file (`paged`)"
+        return Check("overcommit", "warn", "vm.overcommit_memory is 2: each guest's whole memory is promised", hint)
+    return Check("overcommit", "ok", "guests take memory as they touch it")
 
 
 def check_huge_pages(folder: Path = HUGE_PAGES) -> Check:

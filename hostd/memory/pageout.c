@@ -12,7 +12,7 @@
 #define MADV_PAGEOUT 21
 #endif
 
-enum { PAGE = 4096, ENTRIES = 4096 };
+enum { PAGE = 4096, ENTRIES = 4096, SOME = 16 };
 
 #define PRESENT (1ull << 63)
 #define OF_FILE (1ull << 61) /* or of shared memory */
@@ -61,10 +61,11 @@ int64_t map_page_out(uintptr_t at, size_t size, uint64_t most, int sync) {
     uintptr_t stop = at + size, end, same;
     uint64_t left = 0;
     int64_t before = 0, after = 0;
+    int first = 1;
     int pagemap = open_pagemap();
     if (pagemap < 0)
         return pagemap;
-    for (most /= PAGE; at < stop && left < most; at = end) {
+    for (most /= PAGE; at < stop && left < most;) {
         before = count(pagemap, at, stop - at, most - left, &end);
         if (before <= 0)
             break;
@@ -75,6 +76,11 @@ int64_t map_page_out(uintptr_t at, size_t size, uint64_t most, int sync) {
         if (after < 0)
             break;
         left += after < before ? (uint64_t)(before - after) : 0;
+        /* Before Linux 6.10 a page stays that the guest has used, and only loses the mark of that. */
+        if (!first || after <= before / SOME)
+            at = end, first = 1;
+        else
+            first = 0;
     }
     close(pagemap);
     if (before < 0 || after < 0)

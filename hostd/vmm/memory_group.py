@@ -38,6 +38,8 @@ class MemoryGroup:
         for parent in _parents():
             path = parent / f"hostd.{name}"
             with contextlib.suppress(OSError):
+                if limit is not None:
+                    _hand_down(parent)
                 path.mkdir(exist_ok=True)
                 group = cls(path)
                 if group._usage.exists() and (limit is None or group._limit_to(limit)):
@@ -77,6 +79,14 @@ class MemoryGroup:
     def usage(self) -> int:
         """Return the bytes its members use: their pages, page tables, kernel stacks, and KVM's memory."""
         return int(self._usage.read_text())
+
+
+def _hand_down(parent: Path) -> None:
+    """Have groups of version 2 below `parent` count memory, as systemd has it but a bare kernel doesn't."""
+    control = parent / "cgroup.subtree_control"
+    with contextlib.suppress(OSError):
+        if "memory" not in control.read_text().split():
+            control.write_text("+memory")
 
 
 def host_kills() -> int:

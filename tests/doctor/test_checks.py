@@ -113,6 +113,24 @@ def test_little_memory(tmp_path: Path) -> None:
     assert memory.check_memory(path).status == "ok"
 
 
+def test_swap(tmp_path: Path) -> None:
+    path = tmp_path / "meminfo"
+    path.write_text("MemTotal:  1000000 kB\nSwapTotal:  0 kB\nSwapFree:  0 kB\n")
+    check = memory.check_swap(path)
+    assert (check.status, check.text[:21]) == ("warn", "this host has no swap")
+    assert "swapon" in check.hint
+    path.write_text("SwapTotal:  4096 kB\nSwapFree:  2048 kB\n")
+    assert memory.check_swap(path).text == "2 MiB free of 4 MiB"
+
+
+def test_overcommit(tmp_path: Path) -> None:
+    path = tmp_path / "policy"
+    path.write_text("2\n")
+    assert memory.check_overcommit(path).status == "warn"
+    path.write_text("0\n")
+    assert memory.check_overcommit(path).status == "ok"
+
+
 def test_shared_memory(tmp_path: Path) -> None:
     assert memory.check_shared_memory(str(tmp_path / "none")).status == "fail"
     assert memory.check_shared_memory(str(tmp_path)).text.endswith(f"in {tmp_path}")
