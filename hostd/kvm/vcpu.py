@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXIT_IO, EXIT_MMIO = 2, 6
 EHWPOISON = 133
-PAGE_HINT = "the host could not provide a page of the guest's memory (was a mapped file made shorter?)"
+PAGE_HINT = "the host could not provide a page of the guest's memory (a mapped file was cut, or is its disk full?)"
 
 
 class Vcpu:
@@ -72,6 +72,10 @@ class Vcpu:
     def on_exit(self, function: int, context: int = 0) -> None:
         """Have exits go first to the `vcpu_exit_fn` (run.h) at address `function`; 0 for none."""
         lib.vcpu_handler(self._loop, function, context)
+
+    def pass_up(self, port: int) -> None:
+        """Have exits at `port` come out of `run`, whatever the exit handler would do; 0: none do."""
+        self._loop.up_port = port
 
     def run(self) -> Exit:
         """Run the guest, without the GIL, until something happens that the exit handler does not serve.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,8 +17,11 @@ from swapfile import alone, swapping
 from hostd import Host
 from hostd.cluster import ClusterFileError
 from hostd.control.client import ControlError
+from hostd.control.server import RequestError
 from hostd.host import BackgroundCluster, Guest
 from hostd.memory.swap import host_memory
+from hostd.supervisor.errors import SupervisorError
+from hostd.supervisor.paging_calls import chosen
 
 MIB = 1 << 20
 FILLED = 40 * MIB
@@ -199,6 +203,51 @@ def test_what_can_not_leave_is_said(place: Place) -> None:
         with pytest.raises(ControlError, match="full: is not running"):
             guest.pageout()
         cluster.down()
+
+
+def test_a_full_disk_ends_the_guest_that_filled_it(place: Place, tmp_path: Path) -> None:
+    disk, folder = tmp_path / "disk", tmp_path / "small"
+    disk.touch()
+    os.truncate(disk, 24 * MIB)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", disk], check=True)
+    mount = subprocess.run(["mount", "-o", "loop", disk, folder], capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"no disk can be mounted here: {mount.stderr}")
+    try:
+        with Host() as host:
+            bystander = '[guest.other]\nprogram = "{programs}/sleeper.c"\n'
+            cluster = host.up(place.file(CHECKER + bystander), overrides=[f"guest.full.paged={str(folder)!r}"])
+            result = cluster.wait("full", timeout=20).guests["full"]
+            assert result.outcome == "error"
+            assert result.message.startswith("guest full: ")
+            assert "is its disk full?" in result.message
+            assert cluster.guests["other"].result.outcome == "running"
+            cluster.down()
+            with pytest.raises(SupervisorError, match=r"guest full: .*small: no file of .* no space left on device"):
+                host.up(
+                    place.file(CHECKER),
+                    overrides=[f"guest.full.paged={str(folder)!r}", "guest.full.overcommit=false"],
+                )
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+ROWS = [
+    {"name": "ram", "backing": "hugetlb", "options": {"lock": False}},
+    {"name": "low", "backing": "anonymous", "options": {"lock": False}},
+    {"name": "region link", "backing": "region", "options": {"lock": False}},
+    {"name": "screen", "backing": "device", "options": {"lock": False}},
+]
+
+
+def test_what_is_meant_and_what_never_leaves() -> None:
+    assert [row["name"] for row in chosen("g", ROWS, None)] == ["low"]
+    assert [row["name"] for row in chosen("g", ROWS, "link")] == ["region link"]
+    with pytest.raises(RequestError, match="guest g: slot ram is made of huge pages, which the host never pages out"):
+        chosen("g", ROWS, "ram")
+    with pytest.raises(RequestError, match="guest g: slot screen is a device's memory, so its pages stay"):
+        chosen("g", ROWS, "screen")
 
 
 BAD = [
