@@ -12,6 +12,7 @@ ROOT = HERE.parent.parent
 # A new device: its C file here, its header and its functions below.
 SOURCES = [
     "bus.c",
+    "state.c",
     "interrupts.c",
     "recorder.c",
     "loop.c",
@@ -76,6 +77,11 @@ MACHINE = """
     int machine_exit(void *machine, struct kvm_run *run);
     int machine_access(
         struct machine *machine, enum machine_space space, uint64_t address, void *data, uint32_t size, int write);
+    #define STATE_WHY ...
+    void machine_hold(struct machine *machine);
+    int machine_release(struct machine *machine);
+    int64_t machine_save(struct machine *machine, uint8_t *to, uint64_t room, char *why);
+    int machine_restore(struct machine *machine, const uint8_t *from, uint64_t size, char *why);
     uint32_t machine_moves(struct machine *machine, struct machine_move *moves, uint32_t room);
     void machine_moved(struct machine *machine, uint32_t slot, uint32_t bar, uint64_t address);
     int loop_once(struct loop *loop, int timeout_ms);

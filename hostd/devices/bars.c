@@ -4,6 +4,7 @@
 
 #include "machine.h"
 #include "pci.h"
+#include "state.h"
 
 enum { BAR_REGISTER = 0x10, COMMAND = 0x04, PAGE = 4096, ADDRESS_BITS = ~0xf };
 
@@ -126,6 +127,74 @@ void bars_written(struct pci_device *device) {
         else
             device->pci->bad_moves++;
     }
+}
+
+/* --- templates --- */
+
+/* Checked: every BAR is in a window, aligned, and over no other. */
+static int all_fit(const struct pci *pci, uint64_t to[PCI_DEVICES][PCI_BARS]) {
+    for (uint32_t slot = 0; slot < pci->count; slot++)
+        for (int i = 0; i < PCI_BARS; i++) {
+            const struct pci_bar *bar = &pci->devices[slot]->bars[i];
+            uint64_t address = to[slot][i];
+            if (bar->kind == PCI_BAR_NONE)
+                continue;
+            int low = inside(&pci->low, address, bar->size), high = inside(&pci->high, address, bar->size);
+            if ((address & (bar->size - 1)) || !(bar->flags & PCI_BAR_64 ? high || (low && bar->kind == PCI_BAR_REGISTERS) : low))
+                return 0;
+            for (uint32_t other = 0; other < pci->count; other++)
+                for (int j = 0; j < PCI_BARS; j++) {
+                    const struct pci_bar *with = &pci->devices[other]->bars[j];
+                    if (with != bar && with->kind != PCI_BAR_NONE && address < to[other][j] + with->size &&
+                        to[other][j] < address + bar->size)
+                        return 0;
+                }
+        }
+    return 1;
+}
+
+static void ring_all(struct pci *pci, int on) {
+    for (uint32_t i = 0; i < pci->doorbell_count; i++) {
+        struct pci_doorbell *doorbell = &pci->doorbells[i];
+        if (on || doorbell->armed)
+            arm(doorbell, doorbell->device->bars[doorbell->bar].address, on);
+    }
+}
+
+void bars_state(struct pci *pci, struct state *state) {
+    uint64_t to[PCI_DEVICES][PCI_BARS] = {0};
+    for (uint32_t slot = 0; slot < pci->count; slot++)
+        for (int i = 0; i < PCI_BARS; i++) {
+            struct pci_device *device = pci->devices[slot];
+            struct pci_bar *bar = &device->bars[i];
+            if (!state_alike(state, &bar->kind, sizeof bar->kind) || !state_alike(state, &bar->size, sizeof bar->size))
+                state_wrong(state, "its %s %s is not this one's: BAR %d has another size", device->ops->name, device->name, i);
+            to[slot][i] = bar->address;
+            STATE(state, to[slot][i]);
+        }
+    if (state->saving || !state_fine(state))
+        return;
+    if (!all_fit(pci, to)) {
+        state_wrong(state, "its devices' registers lie where none can be");
+        return;
+    }
+    ring_all(pci, 0);
+    for (uint32_t slot = 0; slot < pci->count; slot++)
+        for (int i = 0; i < PCI_BARS; i++)
+            if (pci->devices[slot]->bars[i].kind == PCI_BAR_REGISTERS)
+                bus_remove(&pci->machine->mmio, pci->devices[slot]->bars[i].address);
+    for (uint32_t slot = 0; slot < pci->count; slot++) {
+        for (int i = 0; i < PCI_BARS; i++) {
+            struct pci_bar *bar = &pci->devices[slot]->bars[i];
+            if (bar->kind == PCI_BAR_NONE)
+                continue;
+            bar->address = to[slot][i];
+            if (bar->kind == PCI_BAR_REGISTERS && place_registers(bar, bar->address))
+                state_wrong(state, "its devices' registers lie where none can be");
+        }
+        bars_show(pci->devices[slot]);
+    }
+    ring_all(pci, 1);
 }
 
 /* --- adding --- */

@@ -1,5 +1,6 @@
 /* ivshmem.c: see ivshmem.h. */
 #include "ivshmem.h"
+#include "state.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -162,6 +163,16 @@ static int start(struct pci_device *pci) {
     return error;
 }
 
+/* Its place among the peers is each guest's own. */
+static void save_or_restore(struct pci_device *pci, struct state *state) {
+    struct ivshmem *device = (struct ivshmem *)pci;
+    pthread_mutex_lock(&device->lock);
+    STATE(state, device->mask);
+    STATE(state, device->status);
+    device->status &= 1;
+    pthread_mutex_unlock(&device->lock);
+}
+
 static void close_device(struct pci_device *pci) {
     struct ivshmem *device = (struct ivshmem *)pci;
     pthread_mutex_destroy(&device->lock);
@@ -176,6 +187,7 @@ static const struct pci_ops ops = {
     .config_written = config_written,
     .start = start,
     .reset = reset,
+    .state = save_or_restore,
     .close = close_device,
 };
 

@@ -84,6 +84,63 @@ void machine_stop(struct machine *machine) {
     loop_stop(&machine->loop);
 }
 
+/* --- templates --- */
+
+void machine_hold(struct machine *machine) {
+    machine->held = machine->loop.running;
+    loop_stop(&machine->loop);
+    pci_hold(&machine->pci, 1);
+}
+
+int machine_release(struct machine *machine) {
+    pci_hold(&machine->pci, 0);
+    return machine->held ? loop_start(&machine->loop) : 0;
+}
+
+/* All that there is, in the order in which it was added. */
+static void everything(struct machine *machine, struct state *state) {
+    if (!state_alike(state, &machine->count, sizeof machine->count))
+        state_wrong(state, "it is of another number of devices");
+    for (uint32_t i = 0; i < machine->count && state_fine(state); i++) {
+        const struct machine_device *device = &machine->devices[i];
+        if (!state_alike(state, device->name, strlen(device->name)))
+            state_wrong(state, "it has another device in the place of %s", device->name);
+        if (device->state && state_fine(state))
+            device->state(device->device, state);
+    }
+    if (state_fine(state))
+        pci_state(&machine->pci, state);
+}
+
+int64_t machine_save(struct machine *machine, uint8_t *to, uint64_t room, char *why) {
+    struct state state = {.saving = 1};
+    *why = 0;
+    if (machine->power != MACHINE_ON)
+        state_wrong(&state, "it goes down");
+    everything(machine, &state);
+    uint64_t size = state.size;
+    if (to && room >= size && state_fine(&state)) {
+        state = (struct state){.saving = 1, .at = to, .end = to + room};
+        everything(machine, &state);
+    }
+    if (state_fine(&state))
+        return (int64_t)size;
+    strcpy(why, state.why);
+    return -EBUSY;
+}
+
+int machine_restore(struct machine *machine, const uint8_t *from, uint64_t size, char *why) {
+    struct state state = {.at = (uint8_t *)from, .end = (uint8_t *)from + size}; /* Only read from: not saving. */
+    *why = 0;
+    everything(machine, &state);
+    if (state_fine(&state) && state.at != state.end)
+        state_wrong(&state, "it is too long");
+    if (state_fine(&state))
+        return 0;
+    strcpy(why, state.why);
+    return -EINVAL;
+}
+
 void machine_up(void) {
     going_up = 1;
 }

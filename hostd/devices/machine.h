@@ -11,6 +11,7 @@
 #include "loop.h"
 #include "pci.h"
 #include "rows.h"
+#include "state.h"
 
 struct kvm_run;
 
@@ -24,6 +25,7 @@ struct machine_device {
     const char *name;
     int (*start)(void *device);   /* optional: 0 or -errno */
     void (*close)(void *device);  /* frees it */
+    void (*state)(void *device, struct state *state); /* optional: saves what it knows, or takes it back */
     void *device;
 };
 
@@ -41,6 +43,7 @@ struct machine {
     struct machine_device devices[MACHINE_DEVICES];
     struct kvm_interrupts kvm;
     struct interrupt_recorder *recorder; /* without a VM */
+    int held;                     /* machine_hold found it running */
     uint64_t port_exits, mmio_exits;     /* counters */
 };
 
@@ -56,6 +59,25 @@ int machine_add(struct machine *machine, const struct machine_device *device);
 /* Starts the devices and the I/O thread. 0 or -errno. */
 int machine_start(struct machine *machine);
 void machine_stop(struct machine *machine);
+
+/*
+ * Between these two nothing of it happens on its own: no thread runs, no other process has a queue. What was asked before is
+ * done, or still to be done. No vCPU may run meanwhile.
+ */
+void machine_hold(struct machine *machine);
+int machine_release(struct machine *machine); /* 0 or -errno */
+
+/*
+ * While it is held: what its devices know, into `room` bytes at `to`. Returns how many it takes, whatever there is room for,
+ * or -errno with *why (STATE_WHY bytes) in words: -EBUSY when it can't be saved.
+ */
+int64_t machine_save(struct machine *machine, uint8_t *to, uint64_t room, char *why);
+
+/*
+ * Before it starts, with the same devices in the same order, and the guest's memory as it was: 0, or -EINVAL with *why. Then
+ * memory BARs may be elsewhere (machine_moves).
+ */
+int machine_restore(struct machine *machine, const uint8_t *from, uint64_t size, char *why);
 
 /* The vcpu_exit_fn (run.h) of all vCPUs: ports and MMIO, whoever answers; other exits go up. */
 int machine_exit(void *machine, struct kvm_run *run);

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import struct
 import threading
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from hostd.boot.linux import layout
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
 POWER = ("on", "off", "reset")
 BAR_KINDS = {1: "registers", 2: "memory"}
 MOVES = 64
+CHECK = struct.Struct("<I")
+"""before a saved state: its CRC-32"""
 
 
 class DeviceError(OSError):
@@ -246,6 +251,42 @@ class Machine:
                         move.to, memory.size, memory.backing, name=memory.name, access=memory.access
                     )
                 lib.machine_moved(self.c, move.slot, move.bar, move.to)
+
+    # --- templates ------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside this context its devices do nothing on their own; no vCPU may run. Raises DeviceError."""
+        lib.machine_hold(self.c)
+        try:
+            yield
+        finally:
+            check(lib.machine_release(self.c), "the devices' thread")
+
+    def save(self) -> bytes:
+        """Return what the devices know, for `restore`; they must be held. Raises DeviceError."""
+        why = ffi.new("char[]", lib.STATE_WHY)
+        size = lib.machine_save(self.c, ffi.NULL, 0, why)
+        data = ffi.new("uint8_t[]", max(size, 0) + 1)
+        if size < 0 or lib.machine_save(self.c, data, size, why) < 0:
+            raise DeviceError(errno.EBUSY, f"its devices can't be saved: {ffi.string(why).decode(errors='replace')}")
+        found = bytes(ffi.buffer(data, size))
+        return CHECK.pack(zlib.crc32(found)) + found
+
+    def restore(self, state: bytes) -> None:
+        """Put back what `save` returned of a machine with the same devices; before `start`, when all memory is there.
+
+        Raises DeviceError: this machine's devices aren't those, or it is damaged; then it is only good for closing.
+        SlotError, BackingError: memory of theirs can't be mapped.
+        """
+        data = state[CHECK.size :]
+        if len(state) < CHECK.size or CHECK.unpack_from(state)[0] != zlib.crc32(data):
+            raise DeviceError(errno.EINVAL, "the saved state of its devices is damaged; make the template again")
+        why = ffi.new("char[]", lib.STATE_WHY)
+        if lib.machine_restore(self.c, ffi.from_buffer("uint8_t[]", data), len(data), why):
+            text = ffi.string(why).decode(errors="replace")
+            raise DeviceError(errno.EINVAL, f"the saved state of its devices doesn't fit this guest: {text}")
+        self._follow()
 
     # --- looking at it --------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
 
 #include "machine.h"
 #include "pci.h"
+#include "state.h"
 
 enum { CAPABILITY = 0x11, CAPABILITY_SIZE = 12, ENTRY = 16, CONTROL = 12, ENABLE = 1 << 15, FUNCTION_MASK = 1 << 14 };
 
@@ -212,6 +213,28 @@ void msix_control(struct pci_device *device, uint16_t control) {
             msix->vectors[i].pending = 0;
     settle_all(device);
     pthread_mutex_unlock(&msix->lock);
+}
+
+void msix_state(struct pci_device *device, struct state *state) {
+    struct msix *msix = &device->msix;
+    if (!state_alike(state, &msix->count, sizeof msix->count))
+        state_wrong(state, "its %s %s is not this one's: it has another number of interrupts", device->ops->name, device->name);
+    pthread_mutex_lock(&msix->lock);
+    for (uint32_t i = 0; i < msix->count && state_fine(state); i++) {
+        struct msix_vector *vector = &msix->vectors[i];
+        uint8_t pending = vector->pending || (vector->fd >= 0 && msix->enabled && !vector->attached && readable(vector->fd));
+        STATE(state, vector->entry);
+        STATE(state, pending);
+        if (!state->saving) {
+            vector->entry[CONTROL] &= 1;
+            for (uint32_t j = CONTROL + 1; j < ENTRY; j++)
+                vector->entry[j] = 0;
+            vector->pending = pending != 0;
+        }
+    }
+    pthread_mutex_unlock(&msix->lock);
+    if (msix->count && !state->saving && state_fine(state))
+        msix_control(device, (uint16_t)pci_get(device->config, msix->capability + 2u, 2));
 }
 
 void msix_reset(struct pci_device *device) {

@@ -15,6 +15,7 @@
 #define MSIX_BAR_SIZE 0x1000
 
 struct pci_device;
+struct state;
 
 struct msix_vector {
     uint8_t entry[16];         /* as the guest wrote it: address, upper address, data, vector control */
@@ -56,6 +57,7 @@ void msix_raise(struct pci_device *device, uint32_t vector);
 int msix_route(struct pci_device *device, uint32_t vector, int fd);
 
 /* Of the PCI core: message control was written; reset. */
+void msix_state(struct pci_device *device, struct state *state); /* the table and what is pending; message control is there */
 void msix_control(struct pci_device *device, uint16_t control);
 void msix_reset(struct pci_device *device);
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "machine.h"
+#include "state.h"
 
 /* The registers of the header (PCI Local Bus 3.0, 6.1). */
 enum {
@@ -262,6 +263,51 @@ int pci_start(struct pci *pci) {
             return error;
     }
     return 0;
+}
+
+void pci_hold(struct pci *pci, int on) {
+    for (uint32_t slot = 0; slot < pci->count; slot++)
+        if (pci->devices[slot]->ops->hold)
+            pci->devices[slot]->ops->hold(pci->devices[slot], on);
+}
+
+/* What the guest wrote to configuration space; the rest is the device's own. Message control comes by msix_state. */
+static void config_state(struct pci_device *device, struct state *state) {
+    uint8_t config[PCI_CONFIG_SIZE];
+    memcpy(config, device->config, sizeof config);
+    if (!state_alike(state, device->name, sizeof device->name) || !state_alike(state, config, COMMAND))
+        state_wrong(state, "it has another device in the place of %s %s", device->ops->name, device->name);
+    STATE(state, config);
+    for (uint32_t i = 0; i < sizeof config; i++) {
+        uint8_t mask = device->write_mask[i] | device->clear_mask[i];
+        if (!(i >= BARS && i < BARS_END)) /* These show where the BARs are, which is known by itself. */
+            device->config[i] = (uint8_t)((device->config[i] & ~mask) | (config[i] & mask));
+    }
+    uint8_t line = device->line != 0;
+    STATE(state, line);
+    device->line = line != 0;
+}
+
+void pci_state(struct pci *pci, struct state *state) {
+    STATE(state, pci->address);
+    pci->address &= ~3u;
+    if (!state_alike(state, &pci->count, sizeof pci->count))
+        state_wrong(state, "it is of another number of devices on the PCI bus; this guest has %u", pci->count - 1);
+    pthread_mutex_lock(&pci->lock);
+    for (uint32_t slot = 0; slot < pci->count && state_fine(state); slot++)
+        config_state(pci->devices[slot], state);
+    if (state_fine(state))
+        bars_state(pci, state);
+    for (uint32_t slot = 0; slot < pci->count && state_fine(state); slot++)
+        msix_state(pci->devices[slot], state);
+    pthread_mutex_unlock(&pci->lock);
+    for (uint32_t slot = 0; slot < pci->count && state_fine(state); slot++) {
+        struct pci_device *device = pci->devices[slot];
+        if (device->ops->state)
+            device->ops->state(device, state);
+        if (!state->saving && state_fine(state))
+            pci_line(device);
+    }
 }
 
 static void reset(struct pci_device *device) {

@@ -23,6 +23,7 @@
 struct machine;
 struct pci;
 struct pci_device;
+struct state;
 
 enum pci_bar_kind { PCI_BAR_NONE, PCI_BAR_REGISTERS, PCI_BAR_MEMORY };
 
@@ -65,6 +66,10 @@ struct pci_ops {
     int (*start)(struct pci_device *device);
     /* Back to the state after power-on, but for the BARs' addresses; optional. No lock held. */
     void (*reset)(struct pci_device *device);
+    /* Optional. Nothing may happen on its own from now on (`on`), or again. */
+    void (*hold)(struct pci_device *device, int on);
+    /* Optional. Saves what it knows, or takes it back (state.h); configuration space, BARs and MSI-X are done. */
+    void (*state)(struct pci_device *device, struct state *state);
     /* Free the device; nothing runs any more. */
     void (*close)(struct pci_device *device);
 };
@@ -174,6 +179,10 @@ int pci_open(struct pci *pci, struct machine *machine, const struct pci_place *p
 void pci_close(struct pci *pci);
 int pci_start(struct pci *pci);
 
+/* All devices: see pci_ops. */
+void pci_hold(struct pci *pci, int on);
+void pci_state(struct pci *pci, struct state *state);
+
 /* All devices as after power-on, their BARs where they are. Nothing runs. */
 void pci_reset(struct pci *pci);
 
@@ -187,6 +196,8 @@ void pci_reset(struct pci *pci);
 void bars_written(struct pci_device *device);
 /* The registers show where the BARs are. */
 void bars_show(struct pci_device *device);
+/* Where the BARs are; all of them, since two may have changed places. Under pci.lock. */
+void bars_state(struct pci *pci, struct state *state);
 /* After a change of the line, of COMMAND or of MSI-X. */
 void pci_line(struct pci_device *device);
 

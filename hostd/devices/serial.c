@@ -1,5 +1,6 @@
 /* serial.c: see serial.h. Registers as in the PC16550D data sheet, 8.0; the transmitter takes no time. */
 #include "serial.h"
+#include "state.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -216,6 +217,30 @@ static void serial_take(void *device, const uint8_t *bytes, uint32_t size) {
     pthread_mutex_unlock(&serial->lock);
 }
 
+static void serial_state(void *device, struct state *state) {
+    struct serial *serial = device;
+    pthread_mutex_lock(&serial->lock);
+    uint8_t *const registers[] = {&serial->ier, &serial->fcr, &serial->lcr, &serial->mcr, &serial->scr, &serial->dll,
+                                  &serial->dlm, &serial->msr_changes};
+    for (uint32_t i = 0; i < sizeof registers / sizeof *registers; i++)
+        state_bytes(state, registers[i], 1);
+    STATE(state, serial->empty_pending);
+    STATE(state, serial->overrun);
+    STATE(state, serial->fifo);
+    STATE(state, serial->start);
+    STATE(state, serial->count);
+    if (serial->start >= FIFO || serial->count > FIFO) {
+        state_wrong(state, "the serial port's buffer can't hold what is in it");
+        serial->start = serial->count = 0;
+    }
+    if (!state->saving && state_fine(state)) {
+        serial->ier &= IER_ALL;
+        serial->mcr &= MCR_ALL;
+        update(serial);
+    }
+    pthread_mutex_unlock(&serial->lock);
+}
+
 static void serial_close(void *device) {
     struct serial *serial = device;
     pthread_mutex_destroy(&serial->lock);
@@ -230,7 +255,7 @@ int serial_add(struct machine *machine, uint16_t port, uint32_t gsi, struct term
     struct bus_range ports = {
         .address = port, .size = PORTS, .read = serial_read, .write = serial_write, .device = serial,
     };
-    struct machine_device device = {.name = "serial", .device = serial, .close = serial_close};
+    struct machine_device device = {.name = "serial", .device = serial, .close = serial_close, .state = serial_state};
     int error = -pthread_mutex_init(&serial->lock, NULL);
     if (error) {
         free(serial);

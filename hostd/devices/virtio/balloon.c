@@ -1,6 +1,7 @@
 /* balloon.c: see balloon.h. */
 #define _GNU_SOURCE
 #include "balloon.h"
+#include "state.h"
 
 #include <errno.h>
 #include <linux/virtio_balloon.h>
@@ -146,6 +147,12 @@ static void balloon_stopped(struct virtio_device *device) {
     memset(device->config + offsetof(struct virtio_balloon_config, actual), 0, 4);
 }
 
+static void balloon_state(struct virtio_device *device, struct state *state) {
+    struct virtio_balloon *balloon = (struct virtio_balloon *)device;
+    STATE(state, balloon->holding);
+    STATE(state, balloon->held);
+}
+
 static void balloon_close(struct virtio_device *device) {
     free(device);
 }
@@ -157,6 +164,7 @@ static const struct virtio_ops balloon_ops = {
     .serve = balloon_serve,
     .chain = balloon_chain,
     .stopped = balloon_stopped,
+    .state = balloon_state,
     .close = balloon_close,
 };
 

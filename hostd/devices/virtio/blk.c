@@ -227,6 +227,7 @@ static const struct virtio_ops blk_ops = {
     .pci_class = 0x018000, /* other mass storage controller */
     .serve = virtio_serve_chains,
     .chain = blk_chain,
+    .fixed_config = 1,
     .close = blk_close,
 };
 

@@ -1,5 +1,6 @@
 /* common_cfg.c: see common_cfg.h. */
 #include "common_cfg.h"
+#include "state.h"
 
 #include <linux/virtio_pci.h>
 #include <stddef.h>
@@ -78,6 +79,16 @@ static int write_address(uint64_t *gpa, uint32_t at, uint32_t offset, uint64_t v
 static uint16_t vector(const struct common_cfg *common, uint64_t value) {
     /* 4.1.5.1.2.1: a vector that can't be had reads back as NO_VECTOR. */
     return value < common->vectors ? (uint16_t)value : VIRTIO_NO_VECTOR;
+}
+
+void common_cfg_state(struct common_cfg *common, struct state *state) {
+    STATE(state, common->device_feature_select);
+    STATE(state, common->driver_feature_select);
+    STATE(state, common->queue_select);
+    STATE(state, common->config_vector);
+    common->config_vector = vector(common, common->config_vector);
+    for (uint32_t i = 0; i < common->device->queue_count; i++)
+        common->device->queues[i].vector = vector(common, common->device->queues[i].vector);
 }
 
 static void write_queue(struct common_cfg *common, uint32_t offset, uint64_t value, uint32_t size) {

@@ -27,4 +27,8 @@ void common_cfg_read(struct common_cfg *common, uint32_t offset, uint8_t *to, ui
 /* A write counts if it is exactly one field, or half of a 64-bit one (4.1.3.1); others have no effect. */
 void common_cfg_write(struct common_cfg *common, uint32_t offset, uint64_t value, uint32_t size);
 
+/* For templates (state.h). The queues' vectors are looked at, too. */
+struct state;
+void common_cfg_state(struct common_cfg *common, struct state *state);
+
 #endif

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "console_control.h"
+#include "state.h"
 
 enum { QUEUE_SIZE = 64, BATCH = 2 * QUEUE_SIZE };
 
@@ -311,6 +312,29 @@ static void console_config_written(struct virtio_device *device, uint32_t offset
     console->ports[0].to_host++;
 }
 
+/* Clients stay with the old guest: here the host has gone, as the guest will be told, and comes again. */
+static void console_state(struct virtio_device *device, struct state *state) {
+    struct virtio_console *console = (struct virtio_console *)device;
+    if (!state_alike(state, &console->count, sizeof console->count))
+        state_wrong(state, "its console has another number of ports");
+    for (uint32_t i = 0; i < console->count && state_fine(state); i++) {
+        struct console_port *port = &console->ports[i];
+        if (!state_alike(state, port->name, sizeof port->name))
+            state_wrong(state, "its console has another port in the place of %s", port->name[0] ? port->name : "none");
+        STATE(state, port->owed);
+        STATE(state, port->ready);
+        STATE(state, port->guest_open);
+        STATE(state, port->told_open);
+        STATE(state, port->typed);
+        STATE(state, port->typed_size);
+        if (port->typed_size > sizeof port->typed) {
+            state_wrong(state, "its console has more input than fits");
+            port->typed_size = 0;
+        }
+        port->told_open = port->told_open != 0;
+    }
+}
+
 static void console_close(struct virtio_device *device) {
     struct virtio_console *console = (struct virtio_console *)device;
     for (uint32_t i = 0; i < console->count; i++) {
@@ -331,6 +355,7 @@ static const struct virtio_ops console_ops = {
     .config_written = console_config_written,
     .started = console_started,
     .stopped = console_stopped,
+    .state = console_state,
     .close = console_close,
 };
 

@@ -1,5 +1,6 @@
 /* device.c: see device.h. */
 #include "device.h"
+#include "state.h"
 
 #include <errno.h>
 #include <linux/virtio_ring.h>
@@ -81,6 +82,55 @@ void virtio_enable(struct virtio_device *device, uint32_t index) {
         return;
     if (virtqueue_start(queue, virtio_has(device, VIRTIO_RING_F_INDIRECT_DESC), virtio_has(device, VIRTIO_RING_F_EVENT_IDX)))
         virtio_break(device, VQ_RING);
+}
+
+/* Checked, where it is taken back: what virtio_set_status and virtio_enable would have let the driver do, and no more. */
+static void features_state(struct virtio_device *device, struct state *state) {
+    STATE(state, device->accepted);
+    STATE(state, device->status);
+    STATE(state, device->broken);
+    STATE(state, device->config_changed);
+    STATE(state, device->generation);
+    if (state->saving)
+        return;
+    int settled = (device->status & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
+    if (device->broken >= VQ_ERRORS || (settled && !features_fit(device) && !device->ops->external) ||
+        (!settled && (device->status & VIRTIO_CONFIG_S_DRIVER_OK)))
+        state_wrong(state, "its virtio-%s device is in a state that this one can't be in", device->ops->name);
+}
+
+static void config_state(struct virtio_device *device, struct state *state) {
+    uint8_t config[VIRTIO_CONFIG_MAX];
+    memcpy(config, device->config, sizeof config);
+    STATE(state, config);
+    if (state->saving || !state_fine(state))
+        return;
+    if (device->ops->fixed_config && memcmp(config, device->config, device->config_size))
+        state_wrong(state, "its virtio-%s device is not this one: the file behind it has another size", device->ops->name);
+    else
+        memcpy(device->config + device->ops->own_config, config + device->ops->own_config, sizeof config - device->ops->own_config);
+}
+
+void virtio_state(struct virtio_device *device, struct state *state) {
+    if (!state_alike(state, &device->queue_count, sizeof device->queue_count))
+        state_wrong(state, "its virtio-%s device has another number of queues", device->ops->name);
+    features_state(device, state);
+    config_state(device, state);
+    for (uint32_t i = 0; i < device->queue_count && state_fine(state); i++)
+        if (virtqueue_state(&device->queues[i], state))
+            state_wrong(state, "a queue of its virtio-%s device can't be", device->ops->name);
+    if (device->ops->state && state_fine(state))
+        device->ops->state(device, state);
+}
+
+void virtio_resume(struct virtio_device *device) {
+    if (!virtio_live(device))
+        return;
+    if (device->ops->resumed)
+        device->ops->resumed(device);
+    for (uint32_t i = 0; i < device->queue_count; i++) /* What was notified before is still to be served. */
+        if (device->queues[i].enabled && !device->ops->external)
+            device->again(device, i);
 }
 
 void virtio_break(struct virtio_device *device, enum virtqueue_error error) {

@@ -23,6 +23,7 @@
 /* Features of the queues and of the transport that every device here offers. */
 #define VIRTIO_RING_FEATURES ((1ull << VIRTIO_F_VERSION_1) | (1ull << 28) | (1ull << 29))
 
+struct state;
 struct virtio_device;
 
 /* A file descriptor that a device waits on, in the thread that serves its queues. */
@@ -54,6 +55,16 @@ struct virtio_ops {
     void (*started)(struct virtio_device *device);  /* DRIVER_OK: the accepted features are known */
     void (*stopped)(struct virtio_device *device);  /* reset, or broken: let go of every chain */
     void (*close)(struct virtio_device *device);    /* free the device; nothing runs any more */
+
+    /*
+     * Templates (state.h), optional. `state`: what the type knows beside features, status, queues and configuration. `resumed`:
+     * the driver was ready when the state was saved; in place of `started`, which is for a driver that begins.
+     */
+    void (*state)(struct virtio_device *device, struct state *state);
+    void (*resumed)(struct virtio_device *device);
+    void (*hold)(struct virtio_device *device, int on); /* external ones: take the queues back, or hand them over again */
+    uint32_t own_config;    /* so many first bytes of the configuration are not a template's */
+    int fixed_config;       /* all of it is what it was, or this is another device */
 
     /*
      * The queues are another process's (docs/virtio.md, "A backend in another process"): `started` hands them over, `stopped`
@@ -120,6 +131,12 @@ void virtio_reset(struct virtio_device *device);
 
 /* The driver enables a queue whose fields it has set. */
 void virtio_enable(struct virtio_device *device, uint32_t queue);
+
+/* Saves what every virtio device knows and then what its type does, or takes it back. */
+void virtio_state(struct virtio_device *device, struct state *state);
+
+/* After that, with the transport's part taken back, too: goes on where it was. */
+void virtio_resume(struct virtio_device *device);
 
 /* Read from the device configuration; bytes past its end are zero. */
 void virtio_config_read(struct virtio_device *device, uint32_t offset, uint8_t *to, uint32_t size);

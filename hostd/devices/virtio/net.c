@@ -10,6 +10,7 @@
 #include <sys/epoll.h>
 #include <unistd.h>
 
+#include "state.h"
 #include "transport.h"
 
 #ifndef VIRTIO_NET_F_GUEST_USO4 /* Linux 6.2 */
@@ -111,9 +112,9 @@ static void control_ready(struct virtio_device *device, struct virtio_watch *wat
 
 /* --- life --- */
 
-static void net_started(struct virtio_device *device) {
-    struct virtio_net *net = (struct virtio_net *)device;
-    uint32_t count = data_queues(net), control = control_queue(net);
+/* Are all rings where a back end can reach them? */
+static int reachable(const struct virtio_net *net, uint32_t count) {
+    const struct virtio_device *device = &net->device;
     for (uint32_t i = 0; i < count; i++) {
         const struct virtqueue *queue = &device->queues[i];
         if (!queue->enabled)
@@ -122,16 +123,61 @@ static void net_started(struct virtio_device *device) {
         if (!vhost_front_reaches(&net->front, queue->desc.gpa, 16ull * queue->size) ||
             !vhost_front_reaches(&net->front, queue->avail.gpa, 4 + 2ull * queue->size + event) ||
             !vhost_front_reaches(&net->front, queue->used.gpa, 4 + 8ull * queue->size + event)) {
-            virtio_break(device, VQ_RING);
-            return;
+            return 0;
         }
     }
-    net->active = 1;
+    return 1;
+}
+
+static void go_on(struct virtio_net *net, void (*begin)(struct vhost_front *, uint32_t, uint32_t, uint64_t)) {
+    struct virtio_device *device = &net->device;
+    uint32_t count = data_queues(net), control = control_queue(net);
+    if (!reachable(net, count)) {
+        virtio_break(device, VQ_RING);
+        return;
+    }
     if (control < device->queue_count) {
         net->control.fd = virtio_pci_kick(device, control);
         device->watch(device, &net->control, EPOLLIN);
     }
-    vhost_front_start(&net->front, count, 2 * net->active, device->accepted & (BACK_END | BIT(VIRTIO_NET_F_MQ)));
+    begin(&net->front, count, 2 * net->active, device->accepted & (BACK_END | BIT(VIRTIO_NET_F_MQ)));
+}
+
+static void net_started(struct virtio_device *device) {
+    struct virtio_net *net = (struct virtio_net *)device;
+    net->active = 1;
+    go_on(net, vhost_front_start);
+}
+
+/* --- templates --- */
+
+static void net_state(struct virtio_device *device, struct state *state) {
+    struct virtio_net *net = (struct virtio_net *)device;
+    STATE(state, net->device.offered);
+    STATE(state, net->shown);
+    STATE(state, net->active);
+    int settled = (device->status & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
+    if (!net->shown || net->shown > net->pairs || net->active > net->shown ||
+        (settled && (device->accepted & ~(OWN | BACK_END | BIT(VIRTIO_NET_F_MQ) | BIT(VIRTIO_NET_F_CTRL_VQ)))))
+        state_wrong(state, "its network card has another number of queues, or other features");
+    if (!state_fine(state))
+        net->shown = 1, net->active = 0;
+}
+
+/* The control queue's commands may have been notified; served or not, it is the same. */
+static void net_resumed(struct virtio_device *device) {
+    struct virtio_net *net = (struct virtio_net *)device;
+    go_on(net, vhost_front_resume);
+    if (net->control.fd >= 0 && device->queues[control_queue(net)].enabled)
+        device->again(device, control_queue(net));
+}
+
+static void net_hold(struct virtio_device *device, int on) {
+    struct virtio_net *net = (struct virtio_net *)device;
+    if (on)
+        vhost_front_stop(&net->front);
+    else
+        vhost_front_resume(&net->front, net->front.queue_count, net->front.active, net->front.features);
 }
 
 static void net_stopped(struct virtio_device *device) {
@@ -158,6 +204,10 @@ static const struct virtio_ops net_ops = {
     .chain = net_chain,
     .started = net_started,
     .stopped = net_stopped,
+    .state = net_state,
+    .resumed = net_resumed,
+    .hold = net_hold,
+    .own_config = 6, /* its address */
     .close = net_close,
     .external = 1,
 };

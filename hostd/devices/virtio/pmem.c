@@ -37,6 +37,7 @@ static const struct virtio_ops pmem_ops = {
     .pci_class = 0x050000, /* RAM controller */
     .serve = virtio_serve_chains,
     .chain = pmem_chain,
+    .fixed_config = 1,
     .close = pmem_close,
 };
 

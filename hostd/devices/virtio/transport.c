@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common_cfg.h"
+#include "state.h"
 
 /* Where the structures are in BAR 0; the notification addresses are 4 bytes apart. */
 enum {
@@ -37,6 +38,7 @@ struct virtio_pci {
     uint8_t isr;
     uint8_t window;           /* offset of the configuration access capability (4.1.4.9) */
     struct loop *loop, own;   /* where the queues are served; a loop of its own, if it has one */
+    int held;                 /* that ran when it was held */
     struct queue_events *events;
 };
 
@@ -284,6 +286,38 @@ static int start(struct pci_device *pci) {
     return virtio->loop == &virtio->own ? loop_start(&virtio->own) : 0;
 }
 
+static void hold(struct pci_device *pci, int on) {
+    struct virtio_pci *virtio = (struct virtio_pci *)pci;
+    struct virtio_device *device = virtio->device;
+    int own = virtio->loop == &virtio->own;
+    if (own && on) {
+        virtio->held = virtio->own.running;
+        loop_stop(&virtio->own);
+    }
+    if (device->ops->hold) {
+        pthread_mutex_lock(&device->lock);
+        if (virtio_live(device))
+            device->ops->hold(device, on);
+        pthread_mutex_unlock(&device->lock);
+    }
+    if (own && !on && virtio->held && loop_start(&virtio->own))
+        virtio_break(device, VQ_REQUEST); /* The host has no thread for it. */
+}
+
+static void save_or_restore(struct pci_device *pci, struct state *state) {
+    struct virtio_pci *virtio = (struct virtio_pci *)pci;
+    struct virtio_device *device = virtio->device;
+    pthread_mutex_lock(&device->lock);
+    virtio_state(device, state);
+    common_cfg_state(&virtio->common, state);
+    STATE(state, virtio->isr);
+    if (!state->saving && state_fine(state)) {
+        settle_calls(virtio);
+        virtio_resume(device);
+    }
+    pthread_mutex_unlock(&device->lock);
+}
+
 static void power_on(struct pci_device *pci) {
     struct virtio_pci *virtio = (struct virtio_pci *)pci;
     pthread_mutex_lock(&virtio->device->lock);
@@ -319,7 +353,7 @@ static const struct pci_ops *ops_of(uint16_t id) {
     static const struct pci_ops all[] = {
 #define OPS(title) \
     {.name = title, .config_read = config_read, .config_written = config_written, .start = start, .reset = power_on, \
-     .close = free_device}
+     .hold = hold, .state = save_or_restore, .close = free_device}
         OPS("virtio-net"), OPS("virtio-blk"), OPS("virtio-console"), OPS("virtio-rng"), OPS("virtio-balloon"),
         OPS("virtio-pmem"), OPS("virtio"),
 #undef OPS

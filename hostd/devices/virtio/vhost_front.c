@@ -412,6 +412,12 @@ void vhost_front_start(struct vhost_front *front, uint32_t queue_count, uint32_t
     go_on(front);
 }
 
+void vhost_front_resume(struct vhost_front *front, uint32_t queue_count, uint32_t active, uint64_t features) {
+    for (uint32_t i = 0; i < VHOST_QUEUES; i++)
+        front->queues[i].before = 1;
+    vhost_front_start(front, queue_count, active, features);
+}
+
 void vhost_front_activate(struct vhost_front *front, uint32_t active) {
     front->active = active;
     go_on(front);

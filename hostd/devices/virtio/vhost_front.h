@@ -110,6 +110,9 @@ int vhost_front_reaches(const struct vhost_front *front, uint64_t gpa, uint64_t 
  */
 void vhost_front_start(struct vhost_front *front, uint32_t queue_count, uint32_t active, uint64_t features);
 
+/* As vhost_front_start, of queues that a back end had before, in this process or another: each goes on where that had come to. */
+void vhost_front_resume(struct vhost_front *front, uint32_t queue_count, uint32_t active, uint64_t features);
+
 /* Another number of queues is switched on. */
 void vhost_front_activate(struct vhost_front *front, uint32_t active);
 

@@ -1,5 +1,6 @@
 /* virtqueue.c: see virtqueue.h. */
 #include "virtqueue.h"
+#include "state.h"
 
 #include <linux/virtio_ring.h>
 #include <stddef.h>
@@ -60,18 +61,45 @@ static inline void *ring_at(const struct virtqueue *queue, const struct virtqueu
     return slot_hva(queue->memory, gpa, size, write);
 }
 
-enum virtqueue_error virtqueue_start(struct virtqueue *queue, int indirect, int event_idx) {
+/* 2.7: the size is a power of 2; alignments of 16, 2 and 4. */
+static int possible(const struct virtqueue *queue) {
     uint16_t size = queue->size;
-    /* 2.7: the size is a power of 2; alignments of 16, 2 and 4. */
-    if (!size || size > queue->max || (size & (size - 1)))
-        return VQ_RING;
-    if (queue->desc.gpa % 16 || queue->avail.gpa % 2 || queue->used.gpa % 4)
+    return size && size <= queue->max && !(size & (size - 1)) && !(queue->desc.gpa % 16) && !(queue->avail.gpa % 2) &&
+           !(queue->used.gpa % 4);
+}
+
+enum virtqueue_error virtqueue_start(struct virtqueue *queue, int indirect, int event_idx) {
+    if (!possible(queue))
         return VQ_RING;
     queue->indirect = indirect != 0;
     queue->event_idx = event_idx != 0;
     queue->next_avail = queue->next_used = queue->signalled = 0;
     queue->signalled_valid = 0;
     queue->enabled = 1;
+    return VQ_OK;
+}
+
+enum virtqueue_error virtqueue_state(struct virtqueue *queue, struct state *state) {
+    queue->desc.hva = queue->avail.hva = queue->used.hva = NULL;
+    STATE(state, queue->desc.gpa);
+    STATE(state, queue->avail.gpa);
+    STATE(state, queue->used.gpa);
+    STATE(state, queue->size);
+    STATE(state, queue->vector);
+    STATE(state, queue->enabled);
+    STATE(state, queue->indirect);
+    STATE(state, queue->event_idx);
+    STATE(state, queue->signalled_valid);
+    STATE(state, queue->next_avail);
+    STATE(state, queue->next_used);
+    STATE(state, queue->signalled);
+    if (state->saving)
+        return VQ_OK;
+    if (!queue->size || queue->size > queue->max || (queue->size & (queue->size - 1)) || (queue->enabled && !possible(queue))) {
+        virtqueue_reset(queue);
+        return VQ_RING;
+    }
+    queue->enabled = queue->enabled != 0;
     return VQ_OK;
 }
 

@@ -75,6 +75,10 @@ void virtqueue_reset(struct virtqueue *queue);
 /* The driver enables the queue: 0, or VQ_RING where no queue can be (alignment, size, no memory there). */
 enum virtqueue_error virtqueue_start(struct virtqueue *queue, int indirect, int event_idx);
 
+/* For templates (state.h): 0, or VQ_RING where no queue can be. Not during a batch. */
+struct state;
+enum virtqueue_error virtqueue_state(struct virtqueue *queue, struct state *state);
+
 /* Find the rings for a batch. Under slot_lock, which is held until the batch is done. */
 enum virtqueue_error virtqueue_begin(struct virtqueue *queue);
 
