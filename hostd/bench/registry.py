@@ -18,6 +18,7 @@ MODULES = {
     "network": "what the switch forwards, beside dpdk-testpmd, and a frame's latency",
     "network-linux": "TCP between two Linux guests, beside QEMU with taps on a Linux bridge",
     "pages": "random access to much memory with pages of 4 KiB, transparent huge pages and reserved ones",
+    "templates": "guests that go on from a template, beside guests that boot",
     "throughput": "messages and bytes a second between guests, beside host processes and libraries",
 }
 """hostd.bench.NAME (with _ for -), and what `hostd bench --help` says of it"""

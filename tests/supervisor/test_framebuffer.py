@@ -138,3 +138,38 @@ def part(stream: object) -> bytes:
     body: bytes = stream.read(size)  # type: ignore[attr-defined]
     assert body.startswith(b"\x89PNG")
     return body
+
+
+LOADED = """
+[region.r]
+[channel.numbers]
+region = "r"
+[guest.sender]
+program = "{programs}/numbers.c"
+args = ["60000"]
+memory = "4MiB"
+channels = { numbers = "send" }
+[guest.painter]
+program = "{programs}/canvas.c"
+args = ["60000"]
+memory = "4MiB"
+channels = { numbers = "receive" }
+framebuffer = { width = 64, height = 64 }
+"""
+
+
+def test_pictures_are_taken_while_messages_go_on(place: Place) -> None:
+    with Host() as host:
+        cluster = host.up(place.file(LOADED))
+        seen = set()
+        while cluster.guests["painter"].result.outcome == "running":
+            try:
+                image = cluster.guests["painter"].screenshot()
+            except ControlError:  # It ended meanwhile.
+                break
+            seen.add(image.getpixel((63, 63)))
+        result = cluster.wait("painter", "sender", timeout=60)
+        assert len(seen) > 3, "it drew between the looks"
+        assert result.guests["painter"].exit_code == 0, result.guests["painter"].message
+        assert result.guests["painter"].reports["received"] == 60000
+        cluster.down()
