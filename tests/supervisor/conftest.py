@@ -32,5 +32,6 @@ def place(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
     while made.leftovers() and time.monotonic() < deadline:
         time.sleep(0.05)
     left = made.leftovers()
+    made.kill()
     shutil.rmtree(folder)
     assert left == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -40,14 +42,24 @@ class Place:
         walked = os.walk(self.folder)
         left = [f"{folder}/{name}" for folder, *both in walked for names in both for name in names if name not in empty]
         left += [path for path in os.listdir("/dev/shm") if any(f"hostd.{name}." in path for name in self.names)]
-        mark = f"HOSTD_RUNTIME_DIR={self.folder}".encode()
-        for pid in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                if mark in pathlib.Path("/proc", pid, "environ").read_bytes().split(b"\0"):
-                    left.append(pathlib.Path("/proc", pid, "cmdline").read_bytes().decode().replace("\0", " "))
-            except OSError:
-                continue
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                left.append(pathlib.Path("/proc", pid, "cmdline").read_bytes().decode().replace("\0", " "))
         return left
+
+    def kill(self) -> None:
+        """Kill what a test that failed has left, or it would run for good."""
+        for pid in self._processes():
+            with contextlib.suppress(OSError):
+                os.kill(int(pid), signal.SIGKILL)
+
+    def _processes(self) -> list[str]:
+        mark, found = f"HOSTD_RUNTIME_DIR={self.folder}".encode(), []
+        for pid in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if mark in pathlib.Path("/proc", pid, "environ").read_bytes().split(b"\0"):
+                    found.append(pid)
+        return found
 
     def command(self, *arguments: object) -> subprocess.CompletedProcess[str]:
         """Run `hostd` with `arguments`."""
