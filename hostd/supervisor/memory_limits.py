@@ -21,7 +21,8 @@ class MemoryLimits:
         self._limits = {name: guest.group.limit for name, guest in plan.guests.items() if guest.group.limit is not None}
         self._groups: dict[str, MemoryGroup] = {}
         self._killed: dict[str, int] = {}
-        self._host_kills = host_kills()
+        self._whole: MemoryGroup | None = None
+        self._others_killed = host_kills()
 
     def make(self) -> None:
         """Make the groups; what they leave is in `leftovers`. Raises SupervisorError."""
@@ -35,10 +36,19 @@ class MemoryLimits:
                 )
             self._take(guest, group)
 
-    def adopt(self, paths: Mapping[str, str]) -> None:
-        """Take over the groups that another supervisor made, as `paths` was."""
+    def watch(self, group: MemoryGroup | None) -> None:
+        """Count who is killed in the group of the cluster's other guests; without one, on the whole host."""
+        self._whole = group
+        self._others_killed = self._count()
+
+    def adopt(self, paths: Mapping[str, str], whole: str | None) -> None:
+        """Take over the groups that another supervisor made, as `paths` and `whole` were."""
         for guest, path in paths.items():
             self._take(guest, MemoryGroup(Path(path)))
+        self.watch(None if whole is None else MemoryGroup(Path(whole)))
+
+    def _count(self) -> int:
+        return host_kills() if self._whole is None else self._whole.killed
 
     def _take(self, guest: str, group: MemoryGroup) -> None:
         self._groups[guest], self._killed[guest] = group, group.killed
@@ -53,10 +63,15 @@ class MemoryLimits:
         """The groups' folders by guest."""
         return {guest: str(group.path) for guest, group in self._groups.items()}
 
+    @property
+    def whole(self) -> str | None:
+        """The folder of the group of all other guests."""
+        return None if self._whole is None else str(self._whole.path)
+
     def blame(self, guest: str, status: int | None) -> str | None:
         """Return the clause about a guest whose process ended with `status`, if it was killed for want of memory."""
-        kills, before = host_kills(), self._host_kills
-        self._host_kills = kills
+        killed, before = self._count(), self._others_killed
+        self._others_killed = killed
         if status is not None and status & 0x7F != signal.SIGKILL:
             return None
         group = self._groups.get(guest)
@@ -66,7 +81,7 @@ class MemoryLimits:
                 f"killed: out of memory, its limit is {format_size(self._limits[guest])}; raise `limit`, give it less "
                 "`memory`, or a `ceiling` below the limit and swap"
             )
-        if kills > before:
+        if killed > before:
             return (
                 "killed: the host, or the control group that hostd runs in, is out of memory; start fewer guests, give "
                 "them less `memory`, or a `ceiling`"

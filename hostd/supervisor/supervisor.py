@@ -75,6 +75,7 @@ class Supervisor:
             self.redirect_output()
         group = MemoryGroup.make(f"{self.plan.cluster.name}.{os.getpid()}")
         self.fleet.figures.group = group
+        self.fleet.limits.watch(group)
         self.fleet.limits.make()
         leftovers = [*([group.leftover] if group is not None else []), *self.fleet.limits.leftovers]
         self._cleanup = [*self.networks.cleanup(), *self.regions.cleanup(), *leftovers, str(self.directory.path)]
@@ -96,7 +97,7 @@ class Supervisor:
         raise_open_files()
         self.redirect_output()
         self.started_at = state["started_at"]
-        self.fleet.limits.adopt(state["groups"])
+        self.fleet.limits.adopt(state.get("groups", {}), state.get("group"))
         self._cleanup, self._warm_process = state["cleanup"], state["warm"]
         link, children = await asyncio.to_thread(adoption.meet_warm, self.directory, self._warm_process)
         names = list(self.fleet.runs)
@@ -157,6 +158,7 @@ class Supervisor:
                 "warm": self._warm_process,
                 "cleanup": self._cleanup,
                 "groups": self.fleet.limits.paths,
+                "group": self.fleet.limits.whole,
                 "boots": {name: boot.plain() for name, boot in self.boots.items()},
                 "bells": self.regions.numbering(),
                 "bell_counts": self.regions.bell_counts(),

@@ -89,6 +89,11 @@ def test_a_guest_above_its_limit_is_killed_alone_and_it_is_told(place: Place) ->
         # What somebody else kills is not told as that.
         os.kill(pid_of(cluster, "modest"), 9)
         assert cluster.wait("modest", timeout=20).guests["modest"].message.endswith("was killed by SIGKILL")
+        # The group is there for who is started again, and under a supervisor that took over.
+        assert cluster._client is not None
+        supervisor = cluster._client.hello["process"]["pid"]
+        os.kill(supervisor, 9)
+        until(lambda: not Path(f"/proc/{supervisor}").exists())
         cluster.guests["greedy"].start()
         until(lambda: cluster.guests["greedy"].result.outcome == "killed")
         assert "its limit is 48 MiB" in cluster.guests["greedy"].result.message
