@@ -24,7 +24,25 @@ EXAMPLES = (
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
+    _options(parser)
     parser.add_argument("guest", metavar="GUEST", help="GUEST or CLUSTER/GUEST")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, action=_Rest, metavar="-- ARGUMENT", help="of gdb's own")
+
+
+class _Rest(argparse.Action):
+    """What stands behind GUEST: hostd's own options, then gdb's arguments behind --."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: Any) -> None:
+        own = argparse.ArgumentParser(prog=parser.prog, add_help=False, allow_abbrev=False)
+        own.add_argument("--json", action="store_true")
+        _options(own)
+        # argparse itself drops a -- that stands right behind GUEST; then all that isn't known here is gdb's.
+        cut = values.index("--") if "--" in values else len(values)
+        rest = own.parse_known_args(values[:cut], namespace=namespace)[1]
+        setattr(namespace, self.dest, [*rest, *values[cut + 1 :]])
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--symbols", type=Path, metavar="FILE", help="the ELF file with the symbols (default: the guest's own)"
     )
@@ -32,7 +50,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--listen", metavar="WHERE", help="don't start gdb, but wait at HOST:PORT or PATH for clients until Ctrl-C"
     )
     parser.add_argument("--gdb", default="gdb", metavar="PROGRAM", help="the debugger to start (default: gdb)")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="-- ARGUMENT", help="of gdb's own")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -49,9 +66,8 @@ def run(options: argparse.Namespace) -> int:
             raise FileNotFoundError(2, "No such file", str(symbols))
         if options.listen is not None:
             return _listen(options, client, guest, symbols)
-    own = options.arguments[1:] if options.arguments[:1] == ["--"] else options.arguments
     file = [] if symbols is None else [str(symbols)]
-    command = [options.gdb, "-q", *file, "-ex", f"target remote {place['socket']}", *own]
+    command = [options.gdb, "-q", *file, "-ex", f"target remote {place['socket']}", *options.arguments]
     if options.json:
         print_json(place | {"symbols": None if symbols is None else str(symbols), "command": command})
         return 0

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import struct
 import threading
+from collections.abc import Callable
 from enum import Enum
 
-from hostd.kvm import Exit, InternalError, Io, NoKvmError, System
+from hostd.kvm import Exit, InternalError, Io, NoKvmError, System, Vcpu
 from hostd.kvm.system import DEVICE
 from hostd.memory import Anonymous, SlotTable
 
@@ -57,10 +58,10 @@ def examine(device: str = DEVICE) -> tuple[KvmKind, str]:
         return KvmKind.FORBIDDEN if forbidden else KvmKind.NONE, str(error)
     with system:
         try:
-            seen = _try(system, RING3, ring=3)
+            seen = try_code(system, RING3, ring=3)
             if not isinstance(seen, Io):
                 return KvmKind.BROKEN, f"code in ring 3 ended with {seen}"
-            seen = _try(system, RING0, ring=0)
+            seen = try_code(system, RING0, ring=0)
         except (OSError, ValueError) as error:
             return KvmKind.BROKEN, str(error)
     if isinstance(seen, Io):
@@ -70,8 +71,8 @@ def examine(device: str = DEVICE) -> tuple[KvmKind, str]:
     return KvmKind.UNIKERNEL, f"ring 3 runs in hardware; ring 0 ended with {seen}"
 
 
-def _try(system: System, code: bytes, ring: int) -> Exit:
-    """Run `code` in 64-bit mode in the given ring; return how it ended."""
+def try_code(system: System, code: bytes, ring: int, prepare: Callable[[Vcpu], None] = lambda _: None) -> Exit:
+    """Run `code` in 64-bit mode in the given ring; return how it ended. `prepare` is given the vCPU before it runs."""
     with system.create_vm() as vm, SlotTable(vm) as table:
         table.add(0, MEMORY, Anonymous(), name="probe")
         table.write(CODE, code)
@@ -92,6 +93,7 @@ def _try(system: System, code: bytes, ring: int) -> Exit:
             regs = vcpu.regs
             regs.rip, regs.rsp, regs.rflags = CODE, MEMORY, 0x3002  # IOPL 3: ring 3 may use ports
             vcpu.regs = regs
+            prepare(vcpu)
             guard = threading.Timer(TIME_LIMIT, vcpu.stop)
             guard.start()
             try:

@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from hostd.memory import SlotTable
 from hostd.memory.patching import Patches
 
-INT3 = 0xCC
+INT3 = b"\xcc"
+PAGE = 4096
 DEBUG_REGISTERS = 4
 LENGTHS = {1: 0, 2: 1, 8: 2, 4: 3}
 """sizes in bytes, as DR7 has them"""
@@ -48,19 +50,24 @@ class Point:
 
 @dataclass
 class Planted:
-    """An int3 in the guest's code, and what was there."""
+    """A trap in the guest's code, and what was there."""
 
     gpa: int
-    original: int
+    original: bytes
     kinds: set[Kind] = field(default_factory=set)
 
 
 class Code:
-    """The int3s in a guest's code, by virtual address. No vCPU may run while they change."""
+    """The traps in a guest's code, by virtual address. No vCPU may run while they change.
 
-    def __init__(self, patches: Patches) -> None:
+    A trap is an instruction that comes out of the guest: int3, unless the host's KVM needs another.
+    """
+
+    def __init__(self, table: SlotTable, patches: Patches) -> None:
+        self._table = table
         self._patches = patches
         self._planted: dict[int, Planted] = {}
+        self.trap = INT3
 
     def __contains__(self, address: int) -> bool:
         return address in self._planted
@@ -69,19 +76,22 @@ class Code:
         return len(self._planted)
 
     def kind(self, address: int) -> Kind:
-        """Return what the int3 at `address` stands for, where it is one."""
+        """Return what the trap at `address` stands for, where it is one."""
         kinds = self._planted[address].kinds
         return Kind.SOFTWARE if Kind.SOFTWARE in kinds else Kind.HARDWARE
 
-    def plant(self, kind: Kind, address: int, gpa: int, original: int) -> None:
-        """Write an int3 at `gpa`, where `original` is. Raises SlotError, BackingError."""
+    def plant(self, kind: Kind, address: int, gpa: int) -> None:
+        """Write a trap at `gpa`, which is the virtual `address`. Raises ValueError, BackingError."""
         if address not in self._planted:
-            self._patches.write(gpa, bytes([INT3]))
+            if gpa % PAGE + len(self.trap) > PAGE:
+                raise ValueError(f"a trap at {address:#x} would reach into the next page")
+            original = self._table.read(gpa, len(self.trap))
+            self._patches.write(gpa, self.trap)
             self._planted[address] = Planted(gpa, original)
         self._planted[address].kinds.add(kind)
 
-    def pull(self, kind: Kind, address: int, now: int) -> None:
-        """Take an int3 away, unless it still has another kind; `now` is what is there: code may have been replaced."""
+    def pull(self, kind: Kind, address: int) -> None:
+        """Take a trap away, unless it still has another kind. Raises ValueError, BackingError."""
         planted = self._planted.get(address)
         if planted is None:
             return
@@ -89,29 +99,37 @@ class Code:
         if planted.kinds:
             return
         del self._planted[address]
-        if now == INT3:
-            self._patches.write(planted.gpa, bytes([planted.original]))
+        # The guest may have put other code there meanwhile.
+        if self._table.read(planted.gpa, len(self.trap)) == self.trap:
+            self._patches.write(planted.gpa, planted.original)
         self._patches.give_back()
 
-    def points(self) -> list[tuple[Kind, int, int]]:
-        """Return all of them: kind, virtual and physical address."""
-        return [(kind, at, planted.gpa) for at, planted in self._planted.items() for kind in planted.kinds]
+    def pull_all(self) -> None:
+        """Take all traps away. Raises ValueError, BackingError."""
+        for address, planted in list(self._planted.items()):
+            for kind in list(planted.kinds):
+                self.pull(kind, address)
 
     def hide(self, gpa: int, data: bytes) -> bytes:
         """Return memory from `gpa` on as it would be without them."""
         shown = bytearray(data)
         for planted in self._planted.values():
-            if gpa <= planted.gpa < gpa + len(data) and shown[planted.gpa - gpa] == INT3:
-                shown[planted.gpa - gpa] = planted.original
+            for number, byte in enumerate(planted.original):
+                at = planted.gpa + number - gpa
+                if 0 <= at < len(data) and shown[at] == self.trap[number]:
+                    shown[at] = byte
         return bytes(shown)
 
     def keep(self, gpa: int, data: bytes) -> bytes:
         """Return what to write for `data` at `gpa`, with them in it; what it changes under them comes later."""
         kept = bytearray(data)
         for planted in self._planted.values():
-            if gpa <= planted.gpa < gpa + len(data):
-                planted.original = kept[planted.gpa - gpa]
-                kept[planted.gpa - gpa] = INT3
+            original = bytearray(planted.original)
+            for number in range(len(original)):
+                at = planted.gpa + number - gpa
+                if 0 <= at < len(data):
+                    original[number], kept[at] = kept[at], self.trap[number]
+            planted.original = bytes(original)
         return bytes(kept)
 
 

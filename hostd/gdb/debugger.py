@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hostd.doctor.probe import KvmKind, kvm_kind
-from hostd.gdb.control import Control, KvmControl, Stop, StubControl
+from hostd.gdb.abilities import Abilities
+from hostd.gdb.control import Control, Stop
+from hostd.gdb.kvm_control import KvmControl
 from hostd.gdb.memory import GuestMemory
 from hostd.gdb.registers import Registers
+from hostd.gdb.stubs import StubControl
 from hostd.kvm import Exit, KvmError
 from hostd.memory.translation import Paging
 from hostd.vmm.guest import Guest
 
 if TYPE_CHECKING:
     from hostd.vmm.linux import LinuxGuest
-
-BLOCK_INTERRUPTS = 1 << 20
-GUEST_DEBUG_FLAGS = 195
-"""KVM_CAP_SET_GUEST_DEBUG2: which flags KVM_SET_GUEST_DEBUG takes"""
 
 Result = dict[str, Any]
 """of a guest that has ended (hostd.supervisor.guest_run)"""
@@ -52,10 +51,10 @@ class Debugger:
     def _make_control(self) -> Control:
         vcpus = self._guest.vcpus
         unikernel = self._guest if isinstance(self._guest, Guest) else None
-        if unikernel is not None and kvm_kind() is not KvmKind.FULL:
+        abilities = Abilities.found(0 if unikernel is None else 3)
+        if unikernel is not None and not (abilities.steps and abilities.int3):
             return StubControl(vcpus, self.memory, unikernel)
-        flags = self._guest.vm.capability(GUEST_DEBUG_FLAGS)
-        return KvmControl(vcpus, self.memory, unikernel, may_block_interrupts=bool(flags & BLOCK_INTERRUPTS))
+        return KvmControl(vcpus, self.memory, unikernel, abilities)
 
     # --- vCPUs' threads ---
 
@@ -64,6 +63,8 @@ class Debugger:
         try:
             event = self._pending.pop(index, None) or run()
         except KvmError as error:
+            if error.errno != errno.EFAULT:
+                raise
             self.control.failed(index, error)
             return None
         taken = self.control.take(index, event)

@@ -17,15 +17,11 @@ class GuestMemory:
         self._table = table
         self.paging = paging
         self._patches = Patches(table)
-        self.code = Code(self._patches)
+        self.code = Code(table, self._patches)
 
     def translate(self, address: int) -> int | None:
         """Return where a virtual address lies; None where nothing is mapped."""
         return translate(self._table.read, self.paging, address)
-
-    def byte(self, gpa: int) -> int:
-        """Return what is at a physical address now, breakpoints and all. Raises SlotError."""
-        return self._table.read(gpa, 1)[0]
 
     def read(self, address: int, size: int) -> bytes:
         """Return `size` bytes, less where they end. Raises ValueError when there is not even one."""

@@ -317,8 +317,9 @@ class Session:
 
     def _insert(self, data: bytes) -> bytes:
         """Z type,addr,kind"""
+        point = _point(data)
         try:
-            self._debugger.control.insert(_point(data))
+            self._debugger.control.insert(point)
         except UnsupportedError:
             raise
         except ValueError:
@@ -375,7 +376,10 @@ class Session:
     def _monitor(self, words: list[str]) -> str:
         """Answer gdb's `monitor`."""
         if len(words) == 2 and words[0] == "where":
-            address = int(words[1], 0)
+            try:
+                address = int(words[1], 0)
+            except ValueError:
+                return f'{words[1]!r} is no number; gdb makes one of a symbol: eval "monitor where %p", &SYMBOL\n'
             gpa = self._debugger.memory.translate(address)
             if gpa is None:
                 return f"{address:#x}: nothing is mapped there\n"

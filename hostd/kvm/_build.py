@@ -149,7 +149,7 @@ ffibuilder.cdef(
     "".join(f"#define {name} ...\n" for name in IOCTLS + FLAGS)
     + STRUCTURES
     + """
-    struct vcpu_loop { int kick_fd, stop; uint64_t exits, handled, reasons[48]; ...; };
+    struct vcpu_loop { int kick_fd, stop; uint32_t up_port; uint64_t exits, handled, reasons[48]; ...; };
     struct vcpu_loop *vcpu_new(void);
     void vcpu_free(struct vcpu_loop *loop);
     int vcpu_open(struct vcpu_loop *loop, int fd, struct kvm_run *run);

@@ -116,6 +116,10 @@ static int take_stop(struct vcpu_loop *loop) {
     return 1;
 }
 
+static int goes_up(const struct vcpu_loop *loop) {
+    return loop->up_port && loop->run->exit_reason == KVM_EXIT_IO && loop->run->io.port == loop->up_port;
+}
+
 static int run_on(struct vcpu_loop *loop) {
     for (;;) {
         if (take_stop(loop))
@@ -135,7 +139,7 @@ static int run_on(struct vcpu_loop *loop) {
                 return VCPU_EXITED;
             return -errno;
         }
-        if (!loop->exit_fn || loop->exit_fn(loop->exit_ctx, loop->run) != VCPU_HANDLED)
+        if (goes_up(loop) || !loop->exit_fn || loop->exit_fn(loop->exit_ctx, loop->run) != VCPU_HANDLED)
             return VCPU_EXITED;
         loop->handled++;
     }

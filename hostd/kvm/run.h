@@ -33,6 +33,7 @@ struct vcpu_loop {
     struct kvm_run *run;
     vcpu_exit_fn exit_fn;  /* may be NULL */
     void *exit_ctx;
+    uint32_t up_port;      /* what the guest writes there is for the caller, not for exit_fn; 0: none */
     int stop;              /* atomic; written under `lock` */
     pid_t tid;             /* the thread inside vcpu_loop, 0 if none; under `lock` */
     pthread_mutex_t lock;

@@ -79,7 +79,7 @@ def test_what_the_probe_makes_of_exits(
     monkeypatch: pytest.MonkeyPatch, system: System, ring3: Exit, ring0: Exit, kind: KvmKind, status: str
 ) -> None:
     assert system.fd >= 0
-    monkeypatch.setattr(probe, "_try", lambda _system, _code, ring: ring3 if ring == 3 else ring0)
+    monkeypatch.setattr(probe, "try_code", lambda _system, _code, ring: ring3 if ring == 3 else ring0)
     assert kvm_kind() is kind
     assert kvm.check_kvm().status == status
 
