@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from places import Place, until
 from hostd import Host
 from hostd.control.client import ControlError
 from hostd.host import BackgroundCluster
+from hostd.supervisor.background import attach
 from hostd.templates import TemplateError, find, store
 
 CLUSTER = """
@@ -104,6 +107,44 @@ def test_clones_share_the_templates_pages_and_a_clone_can_be_frozen_again(place:
         reports = second.guests[again].reports
         assert (reports["me"], reports["sum"]) == (again, SUM)
         second.down()
+
+
+NETWORKED = """
+[network.lan]
+subnet = "10.9.0.0/24"
+[guest.warm]
+program = "{programs}/who.c"
+memory = "4MiB"
+networks = ["lan"]
+"""
+
+
+def test_clones_have_addresses_of_their_own_and_outlive_their_supervisor(place: Place) -> None:
+    name = own_name(place)
+    with Host() as host:
+        cluster = host.up(place.file(NETWORKED))
+        until(lambda: "ready" in cluster.guests["warm"].reports)
+        cluster.guests["warm"].template(name)
+        cluster.down()
+        clones = host.up_from(name, 3)
+        until(lambda: all("address" in guest.reports for guest in clones.guests.values()))
+        told = [guest.reports for guest in clones.guests.values()]
+        assert len({reports["mac"] for reports in told}) == 3
+        assert len({reports["address"] for reports in told}) == 3
+        planned = [guest["networks"]["lan"] for guest in clones.ps()["guests"]]
+        assert sorted(reports["mac"] for reports in told) == sorted(int(port["mac"].replace(":", ""), 16) for port in planned)
+        pids = [guest["pid"] for guest in clones.ps()["guests"]]
+        os.kill(supervisor_of(clones), signal.SIGKILL)
+        assert [guest["pid"] for guest in clones.ps()["guests"]] == pids
+        clones.guests[f"{name}-1"].stop()
+        clones.guests[f"{name}-1"].start()
+        until(lambda: clones.guests[f"{name}-1"].reports.get("mac") == told[1]["mac"])
+        clones.down()
+
+
+def supervisor_of(cluster: BackgroundCluster) -> int:
+    with attach(cluster.name) as client:
+        return int(client.hello["process"]["pid"])
 
 
 def test_a_cluster_file_can_name_a_template(place: Place, warm: BackgroundCluster, tmp_path: Path) -> None:
