@@ -14,6 +14,7 @@ from hostd.host import Completed
 
 pytestmark = pytest.mark.timeout(900)
 WAIT = 300.0
+GDB_TIME = 150.0
 
 FILE = """
 [cluster]
@@ -53,8 +54,12 @@ def gdb(*commands: str) -> str:
     """Run gdb on the guest with these commands; return what it says."""
     arguments = [argument for command in commands for argument in ("-ex", command)]
     started = [sys.executable, "-m", "hostd.cli", "gdb", "linux-gdb/a", "--", "-nx", "-batch", *arguments]
-    done = subprocess.run(started, capture_output=True, text=True, timeout=WAIT, check=False)
-    return done.stdout + done.stderr
+    with subprocess.Popen(started, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            return process.communicate(timeout=GDB_TIME)[0]
+        except subprocess.TimeoutExpired:
+            process.kill()
+            pytest.fail(f"gdb did not come to its end: {process.communicate()[0]}")
 
 
 def test_a_kernel_is_debugged(tmp_path: Path) -> None:
