@@ -85,7 +85,9 @@ uint64_t guest_memory_free(void);
 void *guest_alloc(size_t size, size_t align);
 
 /* Gives the whole pages inside these bytes back to the host until they are touched again; what they hold is lost (they read
-   as zeros, in a clone as what its template held). 0, or GUEST_EINVAL where memory is not this guest's own. An exit. */
+   as zeros, in a clone as what its template held). Whole huge pages, where memory lies in such (`hugetlb`): others may take
+   them then, and with none left, touching it again ends the guest. 0, or GUEST_EINVAL where memory is not this guest's own.
+   An exit. */
 int guest_give_back(void *address, size_t size);
 
 /* Sleeps until one of the bells rings, or `limit_ns` has passed (GUEST_NO_LIMIT: never). Bit i of the result: bells[i]. */

@@ -41,7 +41,8 @@
                                       args[0] = 0 as well when one has changed */
 
 #define GUEST_CALL_GIVE_BACK 8     /* args[0] = address, args[1] = bytes, whole pages of this guest's own memory (no region,
-                                      file or device; not locked): they go back to the host, and what they hold is lost */
+                                      file or device; not locked): they go back to the host, and what they hold is lost;
+                                      of memory in huge pages, only whole ones */
 
 #define GUEST_REPORT_INT 0         /* value: int64_t */
 #define GUEST_REPORT_FLOAT 1       /* value: the bits of a double */

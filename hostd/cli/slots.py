@@ -8,6 +8,7 @@ from hostd.cli.command import print_columns, print_json
 
 EXAMPLES = ("hostd slots hello-3", "hostd slots many/hello-3 --json")
 COUNTED = ("size", "resident", "shared", "private", "swapped")
+"""columns; and "huge", where there are huge pages"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +25,12 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print_json(table)
         return 0
+    counted = (*COUNTED, "huge") if any(row["huge"] for row in table["slots"]) else COUNTED
     rows = [
-        (f"{row['gpa']:#x}", row["name"], row["access"], row["backing"], *(format_size(row[key]) for key in COUNTED))
+        (f"{row['gpa']:#x}", row["name"], row["access"], row["backing"], *(format_size(row[key]) for key in counted))
         for row in table["slots"]
     ]
-    totals = [format_size(sum(row[key] for row in table["slots"])) for key in COUNTED]
-    head = ("ADDRESS", "NAME", "ACCESS", "BACKING", *(key.upper() for key in COUNTED))
-    print_columns(head, [*rows, ("", "total", "", "", *totals)], right=range(4, 9))
+    totals = [format_size(sum(row[key] for row in table["slots"])) for key in counted]
+    head = ("ADDRESS", "NAME", "ACCESS", "BACKING", *(key.upper() for key in counted))
+    print_columns(head, [*rows, ("", "total", "", "", *totals)], right=range(4, 4 + len(counted)))
     return 0

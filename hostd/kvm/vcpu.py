@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 EXIT_IO, EXIT_MMIO = 2, 6
 EHWPOISON = 133
-PAGE_HINT = "the host could not provide a page of the guest's memory (a mapped file was cut, or is its disk full?)"
+PAGE_HINT = (
+    "the host could not provide a page of the guest's memory (was a mapped file cut, is its disk full? are huge pages "
+    "that it gave back taken?)"
+)
 
 
 class Vcpu:

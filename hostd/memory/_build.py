@@ -27,6 +27,7 @@ ffibuilder = FFI()
 ffibuilder.cdef(
     "".join(f"#define {name} ...\n" for name in FLAGS)
     + """
+    struct slot_row { uint64_t gpa, size; uint8_t *hva; uint32_t writable; int give; uint32_t page; ...; };
     struct slot_rows { uint32_t count; ...; };
     int map_reserve(size_t size, size_t align, size_t phase, uintptr_t *at);
     int map_over(uintptr_t at, size_t size, int writable, int flags, int fd, uint64_t offset);
@@ -38,7 +39,7 @@ ffibuilder.cdef(
     int64_t map_huge_page(int fd);
     int rows_open(struct slot_rows *table);
     void rows_close(struct slot_rows *table);
-    int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable, int give);
+    int rows_insert(struct slot_rows *table, const struct slot_row *row);
     int rows_remove(struct slot_rows *table, uint64_t gpa);
     uintptr_t rows_hva(struct slot_rows *table, uint64_t gpa, uint64_t size, int write);
     int64_t map_file_system(int fd);

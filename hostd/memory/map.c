@@ -84,7 +84,7 @@ void rows_close(struct slot_rows *table) {
     *table = (struct slot_rows){0};
 }
 
-int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable, int give) {
+int rows_insert(struct slot_rows *table, const struct slot_row *row) {
     int error = 0;
     pthread_rwlock_wrlock(&table->lock);
     if (table->count == table->room) {
@@ -98,11 +98,10 @@ int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t 
         table->room = room;
     }
     uint32_t place = table->count;
-    while (place > 0 && table->rows[place - 1].gpa > gpa)
+    while (place > 0 && table->rows[place - 1].gpa > row->gpa)
         place--;
     memmove(&table->rows[place + 1], &table->rows[place], (table->count - place) * sizeof *table->rows);
-    table->rows[place] =
-        (struct slot_row){.gpa = gpa, .size = size, .hva = (uint8_t *)hva, .writable = (uint32_t)writable, .give = give};
+    table->rows[place] = *row;
     table->count++;
 out:
     pthread_rwlock_unlock(&table->lock);

@@ -36,8 +36,8 @@ int64_t map_huge_page(int fd);
 int rows_open(struct slot_rows *table);
 void rows_close(struct slot_rows *table);
 
-/* Adds a row; the caller has checked that it overlaps none. */
-int rows_insert(struct slot_rows *table, uint64_t gpa, uint64_t size, uintptr_t hva, int writable, int give);
+/* Adds a copy of a row; the caller has checked that it overlaps none. */
+int rows_insert(struct slot_rows *table, const struct slot_row *row);
 
 /* Takes the row at `gpa` out, once no slot_lock is held. */
 int rows_remove(struct slot_rows *table, uint64_t gpa);

@@ -15,7 +15,8 @@ struct slot_row {
     uint64_t gpa, size;
     uint8_t *hva;
     uint32_t writable;
-    int give; /* madvise(2) by which pages of it go back to the host; 0: they are not the guest's to give */
+    int give;      /* madvise(2) by which pages of it go back to the host; 0: they are not the guest's to give */
+    uint32_t page; /* bytes of one */
 };
 
 struct slot_rows {

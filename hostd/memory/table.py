@@ -187,7 +187,9 @@ class SlotTable:
         if self._vm is not None:
             flags = 0 if row.writable else KVM_MEM_READONLY
             self._vm.set_slot(row.index, row.gpa, row.size, row.hva, flags)
-        failed = -lib.rows_insert(self._c_rows, row.gpa, row.size, row.hva, row.writable, row.give_back)
+        page, memory = row.backing.page_size, row.mapping.memory
+        c_row = ffi.new("struct slot_row *", (row.gpa, row.size, memory, row.writable, row.give_back, page))
+        failed = -lib.rows_insert(self._c_rows, c_row)
         if failed:
             if self._vm is not None:
                 self._vm.delete_slot(row.index)

@@ -18,11 +18,10 @@ def balloon(process: GuestProcess, message: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("its guest does not run")
     device = getattr(guest, "balloon", None)
     if device is None:
-        unikernel = process.spec["kind"] == "unikernel"
         raise ValueError(
-            "a unikernel has no balloon; it gives memory back itself (guest_give_back)"
-            if unikernel
-            else "has no balloon; leave `balloon = false` out of the cluster file"
+            "has no balloon; leave `balloon = false` out of the cluster file"
+            if hasattr(guest, "balloon")
+            else "a unikernel has no balloon; it gives memory back itself (guest_give_back)"
         )
     if message.get("target") is not None:
         device.set_target(message["target"])

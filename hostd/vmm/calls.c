@@ -205,6 +205,14 @@ static const struct slot_row *own_row(const struct slot_rows *memory, uint64_t a
     return row;
 }
 
+/* Gives the row's own pages that lie in [at, at + size) of it; where they are huge, what is left at the ends stays. */
+static int64_t give_pages(const struct slot_row *row, uint64_t at, uint64_t size) {
+    uint64_t mask = row->page - 1, start = (at + mask) & ~mask, end = (at + size) & ~mask;
+    if (start >= end)
+        return 0;
+    return madvise(row->hva + (start - row->gpa), end - start, row->give) ? -errno : (int64_t)(end - start);
+}
+
 /* Checked: whole pages; each row they lie in. All of them go, or none. */
 static int give_back(struct guest_calls *calls, const struct guest_call *page) {
     uint64_t start = page->args[0], size = page->args[1];
@@ -219,11 +227,11 @@ static int give_back(struct guest_calls *calls, const struct guest_call *page) {
     }
     for (uint64_t at = start, left; result == GUEST_OK && at < start + size; at += left) {
         left = start + size - at;
-        const struct slot_row *row = own_row(calls->memory, at, &left);
-        if (madvise(row->hva + (at - row->gpa), left, row->give) != 0)
+        int64_t given = give_pages(own_row(calls->memory, at, &left), at, left);
+        if (given < 0)
             result = GUEST_EINVAL;
         else
-            calls->given_back += left;
+            calls->given_back += (uint64_t)given;
     }
     slot_unlock(calls->memory);
     return result;

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from hostd.kvm import KvmError
 from hostd.memory import smaps
 
 MIB = 1 << 20
+RESERVED = Path("/proc/sys/vm/nr_hugepages")
+POOL = Path("/sys/kernel/mm/hugepages/hugepages-2048kB")
 GIVES = """
 int main(void) {
     enum { SIZE = 4 << 20 };
@@ -109,3 +116,69 @@ def test_locked_memory_stays(run):
     options = {"lock": True, "prefault": False, "mergeable": False, "thp": None, "hugetlb": False}
     source = "int main(void) { return guest_give_back(guest_alloc(8192, 4096), 8192) == GUEST_EINVAL; }"
     assert run(source, options=options).result["code"] == 1
+
+
+HUGE = """
+int main(void) {
+    enum { SIZE = 6 << 20 };
+    uint8_t *memory = guest_alloc(SIZE, 2 << 20);
+    uint32_t bell = 0;
+    memset(memory, 7, SIZE);
+    guest_wait(&bell, 1, GUEST_NO_LIMIT);
+    /* All but one page of it: the huge page that it lies in stays. */
+    report("result", guest_give_back(memory + 4096, SIZE - 4096));
+    guest_wait(&bell, 1, GUEST_NO_LIMIT);
+    size_t zeros = 0, kept = 0;
+    for (size_t i = 0; i < SIZE; i++) {
+        zeros += memory[i] == 0;
+        kept += memory[i] == 7;
+    }
+    report("zeros", zeros);
+    report("kept", kept);
+    return 0;
+}
+"""
+
+
+@pytest.fixture
+def pool() -> Iterator[None]:
+    """Reserve 8 huge pages, and give them back; their number is one for the whole host."""
+    with (Path(tempfile.gettempdir()) / f"hostd-tests-hugepages-{os.getuid()}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = int(RESERVED.read_text())
+        try:
+            RESERVED.write_text(str(before + 8))
+        except OSError as error:
+            pytest.skip(f"huge pages cannot be reserved: {error}")
+        try:
+            if int((POOL / "free_hugepages").read_text()) < 8:
+                pytest.skip("the host could not reserve 8 huge pages")
+            yield
+        finally:
+            RESERVED.write_text(str(before))
+
+
+@pytest.mark.parametrize("taken", [False, True])
+def test_reserved_huge_pages_go_whole_and_may_be_gone_for_good(run, pool: None, taken: bool) -> None:
+    """What a guest gives back is in the host's pool; who touches it when that is empty has no memory."""
+    free: list[int] = []
+
+    def beside(guest) -> None:
+        for number in range(2):
+            while guest.counters["waits"] <= number:
+                pass
+            free.append(int((POOL / "free_hugepages").read_text()))
+            if number and taken:
+                RESERVED.write_text("0")  # As when another guest takes them.
+            os.eventfd_write(guest.bells[0], 1)
+
+    options = {"lock": False, "prefault": False, "mergeable": False, "thp": None, "hugetlb": True}
+    if taken:
+        with pytest.raises(KvmError, match="are huge pages that it gave back taken"):
+            run(HUGE, bells=1, memory=16 * MIB, options=options, beside=beside)
+        assert free[1] - free[0] == 2
+        return
+    ended = run(HUGE, bells=1, memory=16 * MIB, options=options, beside=beside)
+    assert free[1] - free[0] == 2
+    assert ended.reports == {"result": 0, "zeros": 4 * MIB, "kept": 2 * MIB}
+    assert ended.guest.counters["given_back"] == 4 * MIB
