@@ -131,9 +131,10 @@ def test_clones_have_addresses_of_their_own_and_outlive_their_supervisor(place: 
         told = [guest.reports for guest in clones.guests.values()]
         assert len({reports["mac"] for reports in told}) == 3
         assert len({reports["address"] for reports in told}) == 3
-        planned = [guest["networks"]["lan"] for guest in clones.ps()["guests"]]
-        assert sorted(reports["mac"] for reports in told) == sorted(int(port["mac"].replace(":", ""), 16) for port in planned)
-        pids = [guest["pid"] for guest in clones.ps()["guests"]]
+        guests = clones.ps()["guests"]
+        planned = [int(guest["networks"]["lan"]["mac"].replace(":", ""), 16) for guest in guests]
+        assert [reports["mac"] for reports in told] == planned
+        pids = [guest["pid"] for guest in guests]
         os.kill(supervisor_of(clones), signal.SIGKILL)
         assert [guest["pid"] for guest in clones.ps()["guests"]] == pids
         clones.guests[f"{name}-1"].stop()
