@@ -37,12 +37,20 @@ def kernel_symbols(data: bytes, text: int) -> list[Symbol]:
     """Return the symbols in a vmlinux whose .text lies at the address `text`, by address; none where there are none."""
     at = data.find(DIGITS)
     while at >= 0:
-        found = _Tables.at(data, at)
-        symbols = [] if found is None else found.symbols()
+        symbols = _symbols_at(data, at)
         if any(symbol.name in ("_text", "_stext") and symbol.address == text for symbol in symbols):
             return sorted(symbols, key=lambda symbol: symbol.address)
         at = data.find(DIGITS, at + 1)
     return []
+
+
+def _symbols_at(data: bytes, digits: int) -> list[Symbol]:
+    """Return the symbols, if the ten digits' tokens at `digits` are the kernel's; anything else may look like them."""
+    try:
+        found = _Tables.at(data, digits)
+        return [] if found is None else found.symbols()
+    except (ValueError, IndexError, struct.error):  # A table that leads out of the file.
+        return []
 
 
 @dataclass(frozen=True)
