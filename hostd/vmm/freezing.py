@@ -19,6 +19,8 @@ def freeze(process: GuestProcess, message: dict[str, Any]) -> dict[str, Any]:
     guest = process.guest
     if guest is None or process.result is not None or process.stopping:
         raise ValueError("its guest does not run")
+    if guest.debugger is not None:
+        raise ValueError("a debugger is attached to it, whose breakpoints would be its clones'; let it detach first")
     file = os.open(message["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         with guest.pause.paused():
