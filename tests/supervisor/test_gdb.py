@@ -331,5 +331,6 @@ class Raw:
             data = self.link.recv(4096)
             assert data, got
             got += data
-        self.link.sendall(b"+")
+        with contextlib.suppress(BrokenPipeError):  # After a detach nobody waits for it.
+            self.link.sendall(b"+")
         return whole[1].decode()
