@@ -73,14 +73,18 @@ def measure(options: argparse.Namespace, tell: Tell) -> Report:
 
 def _add(report: Report, kinds: tuple[Pages, ...], found: dict[str, list[float]], size: int) -> None:
     how = f"a random access to {size >> 20} MiB, each waiting for the one before; "
-    figures = {}
+    figures, ends = {}, {end for name, all_rounds in found.items() if "_end_" in name for end in all_rounds}
+    if len(ends) != 1:
+        raise BenchError(f"the accesses were not the same everywhere, they ended at {len(ends)} places")
     for kind in kinds:
         for who in ("guest", "host"):
             what = how + kind.how + ("; a host process" if who == "host" else "")
             name = f"{who}_{kind.name}"
             figures[name] = report.add(name, found[name], "ns", what, baseline=who == "host")
-        part = min(1.0, min(found[f"huge_{kind.name}"]) / size)
-        report.notes.append(f"guest_{kind.name}: {part:.0%} of the memory lay in the host's huge pages.")
+        lay, mapped = (min(1.0, min(found[f"{what}_{kind.name}"]) / size) for what in ("huge", "mapped"))
+        report.notes.append(
+            f"guest_{kind.name}: {lay:.0%} of the memory lay in the host's huge pages, KVM had mapped {mapped:.0%} so."
+        )
     for kind in kinds[1:]:
         for who in ("guest", "host"):
             report.compare(f"{who}: {kind.name}/4k", figures[f"{who}_{kind.name}"], figures[f"{who}_4k"])
@@ -155,7 +159,13 @@ def _guest(folder: Path, kind: Pages, text: str) -> Callable[[], dict[str, float
                         raise BenchError(f"the guest with {kind.how} didn't come to its end: {guest.result.message}")
                     time.sleep(0.05)
                 huge = sum(row["huge"] for row in guest.slots())
-                return {f"guest_{kind.name}": float(guest.reports["ns"]), f"huge_{kind.name}": float(huge)}
+                mapped = guest.stats()["vm"].get("pages_2m", 0) * HUGE
+                return {
+                    f"guest_{kind.name}": float(guest.reports["ns"]),
+                    f"guest_end_{kind.name}": float(guest.reports["end"]),
+                    f"huge_{kind.name}": float(huge),
+                    f"mapped_{kind.name}": float(mapped),
+                }
             finally:
                 cluster.down()
 
@@ -168,6 +178,7 @@ def _host(program: Path, kind: Pages, size: int, accesses: int) -> Callable[[], 
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=LIMIT)
         if done.returncode:
             raise BenchError(f"a host process with {kind.how}: {done.stderr.strip()}")
-        return {f"host_{kind.name}": float(done.stdout.split()[0])}
+        took, end = map(float, done.stdout.split())
+        return {f"host_{kind.name}": took, f"host_end_{kind.name}": end}
 
     return run

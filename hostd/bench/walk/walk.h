@@ -1,4 +1,4 @@
-/* walk.h: one random access after the other, each known only when the one before has been made. For guest and host alike. */
+/* walk.h: random accesses, each known only when the one before has been made. For guest and host alike. */
 #ifndef WALK_H
 #define WALK_H
 
