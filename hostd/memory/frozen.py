@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from hostd.memory.backings import Image, Shared
+from hostd.memory.backings import Backing, Image, Shared
 from hostd.memory.errors import BackingError, SlotError, reason
 from hostd.memory.layout import PAGE
 from hostd.memory.table import Row, SlotTable
@@ -35,15 +35,24 @@ def write_rows(table: SlotTable, file: int) -> list[dict[str, Any]]:
         memory = table.view(row.gpa, row.size, writable=False)
         for start, end in _extents(row):
             _write(file, memory[start:end], offset + start)
-        found.append({"name": row.name, "gpa": row.gpa, "size": row.size, "access": row.access, "offset": offset})
+        place = {"name": row.name, "gpa": row.gpa, "size": row.size, "access": row.access, "offset": offset}
+        found.append(place | {"shared": isinstance(row.backing, Shared)})
         offset += row.size
     return found
 
 
-def map_frozen(table: SlotTable, file: int, rows: Iterable[dict[str, Any]], **options: Any) -> None:
+def map_frozen(
+    table: SlotTable,
+    file: int,
+    rows: Iterable[dict[str, Any]],
+    *,
+    shared: Callable[[int], Backing] | None = None,
+    **options: Any,
+) -> None:
     """Add the rows that `write_rows` returned, each a MAP_PRIVATE mapping of its part of `file`.
 
-    `options` are those of `SlotTable.add`. Raises SlotError, BackingError, KvmError.
+    `shared` gives the backing, by the address, of what other processes must be given as the guest writes it: such rows
+    are copies. `options` are those of `SlotTable.add`. Raises SlotError, BackingError, KvmError.
     """
     size = os.fstat(file).st_size
     for row in rows:
@@ -51,8 +60,23 @@ def map_frozen(table: SlotTable, file: int, rows: Iterable[dict[str, Any]], **op
             raise SlotError(
                 f"slot {row['name']}: the template's memory has {size} bytes, too few for it; make the template again"
             )
-        backing = Image(file, row["offset"])
+        copied = shared is not None and row["shared"]
+        backing = shared(row["gpa"]) if shared is not None and copied else Image(file, row["offset"])
         table.add(row["gpa"], row["size"], backing, name=row["name"], access=row["access"], **options)
+        if copied:
+            _copy(table, file, row)
+
+
+def _copy(table: SlotTable, file: int, row: dict[str, Any]) -> None:
+    """Fill a row that is all zeros from its part of `file`."""
+    memory = table.view(row["gpa"], row["size"])
+    for start, end in _data(file, row["offset"], row["size"]):
+        done = start
+        while done < end:
+            count = os.preadv(file, [memory[done:end]], row["offset"] + done)
+            if not count:
+                raise SlotError(f"slot {row['name']}: the template's memory was cut short; make the template again")
+            done += count
 
 
 def _extents(row: Row) -> Iterator[tuple[int, int]]:
@@ -60,7 +84,8 @@ def _extents(row: Row) -> Iterator[tuple[int, int]]:
     if row.backing.kind == "anonymous":
         yield from _touched(row)
     elif isinstance(row.backing, Shared):
-        yield from _allocated(row.backing, row.size)
+        # Others may have touched more of it than this process.
+        yield from _data(row.backing.descriptor, row.backing.offset, row.size)
     else:
         yield 0, row.size
 
@@ -86,17 +111,17 @@ def _touched(row: Row) -> Iterator[tuple[int, int]]:
         yield start, row.size
 
 
-def _allocated(backing: Shared, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the parts of a file in memory that have pages: others may have touched more of it than this process."""
-    at, end = backing.offset, backing.offset + size
+def _data(file: int, offset: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield the parts of `size` bytes at `offset` of a file that are no holes, as distances from there."""
+    at, end = offset, offset + size
     while at < end:
         try:
-            start = os.lseek(backing.descriptor, at, os.SEEK_DATA)
+            start = os.lseek(file, at, os.SEEK_DATA)
         except OSError:  # ENXIO: nothing behind it
             return
-        at = min(os.lseek(backing.descriptor, start, os.SEEK_HOLE), end)
+        at = min(os.lseek(file, start, os.SEEK_HOLE), end)
         if start < end:
-            yield start - backing.offset, at - backing.offset
+            yield start - offset, at - offset
 
 
 def _write(file: int, memory: memoryview, offset: int) -> None:

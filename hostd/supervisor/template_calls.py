@@ -45,13 +45,12 @@ class TemplateCalls:
         }
 
     def _check(self, run: GuestRun) -> None:
-        if run.plan.group.linux is not None:
-            return
         attached = self._supervisor.regions.attached(run.plan)
         if attached:
+            wait = "" if run.plan.group.linux is not None else " (it may wait in guest_await_clone)"
             raise RequestError(
                 f"guest {run.name}: has channel {', '.join(attached)} open, and two clones can't be one end of it; make"
-                " the template before it opens channels (it may wait in guest_await_clone), or after it has closed them"
+                f" the template before it opens channels{wait}, or after it has closed them"
             )
 
 

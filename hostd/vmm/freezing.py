@@ -23,7 +23,7 @@ def freeze(process: GuestProcess, message: dict[str, Any]) -> dict[str, Any]:
         raise ValueError("a debugger is attached to it, whose breakpoints would be its clones'; let it detach first")
     file = os.open(message["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
-        with guest.pause.paused():
+        with guest.still():
             if process.stopping:
                 raise ValueError("its guest has ended")
             state = guest.freeze()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -134,6 +135,12 @@ class Guest:
         self.vcpu.close()
         self.table.close()
         self.vm.close()
+
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Inside this context nothing of the guest changes."""
+        with self.pause.paused():
+            yield
 
     def freeze(self) -> dict[str, Any]:
         """Return all that a guest made from this one's memory must know beside it. It must stand still.

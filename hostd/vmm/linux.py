@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,9 @@ from hostd.devices.virtio import add_balloon, add_blk, add_console, add_net, add
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
+from hostd.memory.frozen import map_frozen
 from hostd.memory.layout import PAGE
+from hostd.vmm.guest import Template
 from hostd.vmm.pause import Pause
 
 TYPE_CHECKING = False
@@ -45,9 +48,9 @@ PANIC, TRIPLE_FAULT = 134, 136
 class LinuxGuest:
     """A guest ready to run.
 
-    `descriptors` are the kernel's, the regions', the bells', the archive's, the initrd's and the disks', in the order
-    of the spec; the caller keeps them open as long as the guest lives. Raises OSError or ImageError when the host
-    can't give what the spec asks for.
+    `descriptors` are the kernel's, the regions', the bells', the archive's, the initrd's, the disks' and a template's
+    memory's, in the order of the spec; the caller keeps them open as long as the guest lives. Raises OSError or
+    ImageError when the host can't give what the spec asks for.
     """
 
     def __init__(self, spec: dict[str, Any], descriptors: list[int], console: int, report: Report) -> None:
@@ -57,6 +60,7 @@ class LinuxGuest:
         regions, rest = rest[:count], rest[count:]
         self.bells, rest = rest[: spec["bells"]], rest[spec["bells"] :]
         archive, initrd, *disks = rest
+        template = Template(disks.pop(), **spec["template"]) if spec.get("template") else None
         boot = spec["image"]
         self._cache: str = boot["cache"]
         self._kernel = kernel = Kernel.of(boot["kernel"])
@@ -69,17 +73,26 @@ class LinuxGuest:
             self.vm.irqchip()
             self.vcpus = [self._vcpu(system, number, boot["vcpus"]) for number in range(boot["vcpus"])]
         self.table = SlotTable(self.vm)
-        places, pmem = self._fill_memory(spec, kernel, kernel_file, initrd, _contents(archive))
-        enter_kernel(self.vcpus[0], kernel)
+        places, pmem = self._lay_out(spec, kernel, os.fstat(archive).st_size)
+        self._frozen: frozenset[int] = frozenset()
+        if template is None:
+            self._fill_memory(spec, places, kernel_file, initrd, _contents(archive))
+            enter_kernel(self.vcpus[0], kernel)
+        else:
+            self._map_template(spec, places, template)
         self.machine = Machine(self.vm, self.table, places.pci64)
         self._plug_in(spec, console, regions, disks, pmem)
+        if template is not None:
+            self._thaw(template.state)
         for vcpu in self.vcpus:
             vcpu.on_exit(*self.machine.exit_handler)
         self.pause = Pause(self.vcpus)
         self.debugger: Debugger | None = None
         self.machine.start()
-        self._copier = threading.Thread(target=own_code, args=(self.table, kernel), name="code", daemon=True)
-        self._copier.start()
+        self._copier: threading.Thread | None = None
+        if template is None:
+            self._copier = threading.Thread(target=own_code, args=(self.table, kernel), name="code", daemon=True)
+            self._copier.start()
 
     def _vcpu(self, system: System, number: int, count: int) -> Vcpu:
         vcpu = self.vm.create_vcpu(number)
@@ -87,26 +100,49 @@ class LinuxGuest:
         cpuid.prepare_vcpu(vcpu, self._supported, number, count, deadline=deadline)
         return vcpu
 
-    def _fill_memory(
-        self, spec: dict[str, Any], kernel: Kernel, kernel_file: int, initrd: int, archive: bytes
-    ) -> tuple[LinuxMap, int]:
-        """Fill the slot table; return the layout, and the address from which pmem disks lie."""
+    def _lay_out(self, spec: dict[str, Any], kernel: Kernel, archive_size: int) -> tuple[LinuxMap, int]:
+        """Return the layout, and the address from which pmem disks lie."""
         boot = spec["image"]
         bits = cpuid.physical_bits(self._supported)
-        places = lay_out(spec["memory"], kernel, boot["initrd_size"], len(archive), bits)
+        places = lay_out(spec["memory"], kernel, boot["initrd_size"], archive_size, bits)
         pmem, framebuffer = places.pci64.start, spec["framebuffer"]
         files = sum(span(disk["size"]) for disk in boot["disks"] if disk["device"] == "pmem")
         places = _behind(places, files + (round_up(framebuffer["size"], PAGE) if framebuffer else 0))
         options = RamOptions(**spec["options"])
-        self._copied = options.copied
+        # What a template's kernel has patched, all clones share anyway.
+        self._copied = options.copied or bool(spec.get("template"))
         # What a switch is to read and write must be memory that it can be given.
         self._ram = ram_of(places, options, shared=bool(spec.get("networks")))
-        map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options, self._ram)
-        if framebuffer is not None:
-            framebuffer = framebuffer | {"gpa": pmem + files}
-            map_framebuffer(self.table, framebuffer["gpa"], framebuffer)
-        write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"], framebuffer)
+        self._framebuffer = None if framebuffer is None else framebuffer | {"gpa": pmem + files}
         return places, pmem
+
+    def _fill_memory(
+        self, spec: dict[str, Any], places: LinuxMap, kernel_file: int, initrd: int, archive: bytes
+    ) -> None:
+        """Fill the slot table as the kernel is to find it."""
+        boot, options, kernel = spec["image"], RamOptions(**spec["options"]), self._kernel
+        map_guest(self.table, kernel, kernel_file, initrd, boot["initrd_size"], archive, places, options, self._ram)
+        if self._framebuffer is not None:
+            map_framebuffer(self.table, self._framebuffer["gpa"], self._framebuffer)
+        write_tables(self.table, kernel, places, boot["cmdline"], boot["vcpus"], self._framebuffer)
+
+    def _map_template(self, spec: dict[str, Any], places: LinuxMap, template: Template) -> None:
+        """Fill the slot table with what another guest had in its memory."""
+        options = RamOptions(**spec["options"])
+        shared = self._ram.at if self._ram.shared else None
+        map_frozen(self.table, template.memory, template.rows, shared=shared, **options.of_row())
+        self._frozen = frozenset(row["gpa"] for row in template.rows)
+        if self._framebuffer is not None and self._framebuffer["gpa"] not in self._frozen:
+            map_framebuffer(self.table, self._framebuffer["gpa"], self._framebuffer)
+
+    def _thaw(self, state: dict[str, Any]) -> None:
+        """Go on where the template's guest was."""
+        from hostd.kvm.state import restore_vcpu, restore_vm
+
+        restore_vm(self.vm, state["vm"])
+        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
+            restore_vcpu(vcpu, saved)
+        self.machine.restore(state["devices"])
 
     def _plug_in(self, spec: dict[str, Any], console: int, regions: list[int], disks: list[int], pmem: int) -> None:
         """Add the devices: regions first, so that their PCI addresses are known beforehand (handover.py)."""
@@ -127,17 +163,19 @@ class LinuxGuest:
             )
         for number, (disk, descriptor) in enumerate(zip(boot["disks"], disks, strict=True)):
             if disk["device"] == "pmem":
-                add_pmem(machine, self.table, descriptor, disk["access"], gpa=pmem, name=f"pmem.{number}")
+                name = f"pmem.{number}"
+                add_pmem(machine, self.table, descriptor, disk["access"], gpa=pmem, name=name, there=self._frozen)
                 pmem += span(disk["size"])
             else:
                 add_blk(machine, descriptor, disk["access"], name=f"disk.{number}")
         for network in spec.get("networks", ()):
-            place = {"mac": network["mac"], "mtu": network["mtu"], "queues": network["queues"]}
-            add_net(machine, self.table, network["path"], name=network["name"], **place)
+            card = {"mac": network["mac"], "mtu": network["mtu"], "queues": network["queues"]}
+            add_net(machine, self.table, network["path"], name=network["name"], **card)
         ports = {AGENT_PORT: f"{folder}.agent.sock"} | {name: f"{folder}.{name}.sock" for name in boot["ports"]}
         add_console(machine, ports, terminal=self.terminal)
         add_rng(machine)
         self.balloon = add_balloon(machine, self.table) if boot["balloon"] else None
+        self._disks: list[str] = [disk["access"] for disk in boot["disks"]]
 
     def allow_console(self, size: int) -> None:
         """Nothing to do: the terminal keeps the log within its limit."""
@@ -148,7 +186,8 @@ class LinuxGuest:
 
     def close(self) -> None:
         """Give back the VM and its memory; the guest must not be running."""
-        self._copier.join()
+        if self._copier is not None:
+            self._copier.join()
         self.machine.close()
         for vcpu in self.vcpus:
             vcpu.close()
@@ -169,9 +208,35 @@ class LinuxGuest:
         """To be called by the thread of vCPU `index` when it runs it no more."""
         self.pause.leave(index)
 
+    @contextlib.contextmanager
+    def still(self) -> Iterator[None]:
+        """Inside this context nothing of the guest changes: neither vCPUs nor devices run. Raises DeviceError."""
+        if self._copier is not None:
+            self._copier.join()
+        with self.pause.paused(), self.machine.held():
+            yield
+
     def freeze(self) -> dict[str, Any]:
-        """Refuse: what the devices know would have to be saved, too. Raises ValueError."""
-        raise ValueError("a Linux guest can't be made a template, as its devices can't be saved; unikernels can")
+        """Return all that a guest made from this one's memory must know beside it. It must be `still`.
+
+        Raises ValueError: it can't be frozen; KvmError, DeviceError.
+        """
+        from hostd.kvm.state import save_vcpu, save_vm
+
+        for number, access in enumerate(self._disks):
+            if access == "shared":
+                raise ValueError(
+                    f"its disk {number} is shared, and clones would write to one file, each as if it were alone; "
+                    'give it access "ro" or "private"'
+                )
+        for vcpu in self.vcpus:
+            vcpu.settle()
+        if self.machine.handle_pending() is not None:
+            raise ValueError("its guest is about to end")
+        with System.open() as system:
+            msrs = system.msr_indices()
+        vcpus = [save_vcpu(vcpu, msrs) for vcpu in self.vcpus]
+        return {"vcpus": vcpus, "vm": save_vm(self.vm), "devices": self.machine.save()}
 
     def share(self) -> dict[str, int]:
         """Share the code that the guest's kernel has patched, with other guests of that kernel.
@@ -180,7 +245,8 @@ class LinuxGuest:
         """
         if self._copied:
             return {"pages": 0, "changed": 0, "shared": 0}
-        self._copier.join()
+        if self._copier is not None:
+            self._copier.join()
         return share_code(self.table, self._kernel, Path(self._cache), self.pause.paused).describe()
 
     def step(self, index: int) -> dict[str, Any] | None:

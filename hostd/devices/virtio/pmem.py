@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Container
 from typing import TYPE_CHECKING, Any
 
 from hostd.devices._devices import ffi, lib
@@ -49,12 +50,14 @@ def add_pmem(
     *,
     gpa: int,
     name: str = "pmem",
+    there: Container[int] = (),
 ) -> Pmem:
     """Add rows for `file`, a path or a descriptor (which stays the caller's), at `gpa`, and their device.
 
     `access`: "ro": a read-only row, a guest's write has no effect; "private": pages are the guest's own once it
     writes them (MAP_PRIVATE); "shared": what the guest writes is in the file, and durable after its flush.
-    `gpa` is a multiple of 2 MiB where `span(size)` bytes are free. Raises DeviceError, SlotError, BackingError.
+    `gpa` is a multiple of 2 MiB where `span(size)` bytes are free, but for rows at the addresses in `there`: those it
+    keeps, as a template has them. Raises DeviceError, SlotError, BackingError.
     """
     if access not in ("ro", "shared", "private"):
         raise DeviceError(22, f'pmem {name}: its access is {access!r}; it can be "ro", "shared" or "private"')
@@ -70,8 +73,9 @@ def add_pmem(
         # A read-only row of a shared mapping: the page cache's pages, and nothing reserved.
         backing = Image(fd) if access == "private" else SharedFile(fd)
         slot_access: SlotAccess = "ro" if access == "ro" else "rw"
-        rows.append(table.add(gpa, mapped, backing, name=name, access=slot_access))
-        if mapped < span(size):
+        if gpa not in there:
+            rows.append(table.add(gpa, mapped, backing, name=name, access=slot_access))
+        if mapped < span(size) and gpa + mapped not in there:
             rest = span(size) - mapped
             rows.append(table.add(gpa + mapped, rest, Anonymous(), name=f"{name}.pad", access=slot_access))
         flush = os.dup(fd) if access == "shared" else -1
