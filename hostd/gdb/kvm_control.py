@@ -82,10 +82,11 @@ class KvmControl(Control):
         return self._at_breakpoint(index, address)
 
     def _port(self, index: int, event: Io) -> Exit | Stop:
-        address = self.vcpus[index].regs.rip
+        # Hardware exits before the instruction, KVM's emulator behind it: settled, both stand behind it.
+        self.vcpus[index].settle()
+        address = self.vcpus[index].regs.rip - len(PORT_TRAP)
         if address not in self.code:
             return event
-        self.vcpus[index].settle()
         self._go_to(index, address)
         return self._at_breakpoint(index, address)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
 
@@ -12,62 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from machine import CODE, TABLES, Machine
+from protocol_client import Client
 
-from hostd.gdb.debugger import Debugger
-from hostd.gdb.packets import PacketReader, Signal, packet
+from hostd.gdb.packets import packet
 from hostd.gdb.registers import REGISTERS
-from hostd.gdb.session import Session
 from hostd.vmm.pause import Pause
 
 MANY = 20_000 if "HOSTD_LONG" in os.environ else 150
 INSTRUCTIONS = bytes.fromhex("48ffc0 48ffc0 ebf8")  # inc %rax, twice; again
-
-
-class Client:
-    """The other end of a session."""
-
-    def __init__(self, guest: SimpleNamespace) -> None:
-        self.guest, self.killed = guest, threading.Event()
-        self.link, other = socket.socketpair()
-        self.link.settimeout(10)
-        self._reader = PacketReader()
-        self._items: list[object] = []
-
-        debugger = Debugger(guest)  # type: ignore[arg-type]
-        self.trap = debugger.control.code.trap
-
-        def serve() -> None:
-            with other:
-                Session(debugger, other, self.killed.set).serve()
-
-        self.thread = threading.Thread(target=serve)
-        self.thread.start()
-        assert self.ask(b"QStartNoAckMode") == b"OK"
-        self.link.sendall(b"+")
-
-    def send(self, data: bytes) -> None:
-        self.link.sendall(data)
-
-    def answer(self) -> bytes:
-        """Return the next packet that comes."""
-        while True:
-            while self._items:
-                item = self._items.pop(0)
-                if isinstance(item, bytes):
-                    return item
-                assert isinstance(item, Signal)
-            data = self.link.recv(65536)
-            assert data, "the session is over"
-            self._items += self._reader.feed(data)
-
-    def ask(self, data: bytes) -> bytes:
-        self.send(packet(data))
-        return self.answer()
-
-    def close(self) -> None:
-        self.link.close()
-        self.thread.join(10)
-        assert not self.thread.is_alive()
 
 
 @pytest.fixture
