@@ -21,7 +21,7 @@ from hostd.doctor.limits import too_tight
 from hostd.doctor.probe import KvmKind, examine
 from hostd.kvm import NoKvmError, System
 from hostd.memory.layout import HOLES
-from hostd.supervisor import host_memory
+from hostd.supervisor import host_memory, huge_pages
 from hostd.supervisor.boots import Boot, frozen, unikernel
 from hostd.supervisor.programs import images as read_images
 from hostd.supervisor.regions import file_size
@@ -46,6 +46,7 @@ def prepare(cluster: Cluster) -> tuple[Plan, dict[str, Boot]]:
         sizes = {region.name: file_size(region) for region in cluster.regions.values() if region.raw}
         for guest in cluster.guests.values():
             _check_host(guest)
+            huge_pages.check(guest)
             if guest.linux is None:
                 _check_unikernel(guest, Image.of(dict(boots[guest.name].description)), plan, sizes)
             elif guest.template is None:

@@ -13,6 +13,9 @@ import pytest
 from places import Place, until
 
 from hostd import Host
+from hostd.cluster.errors import ClusterFileError
+from hostd.cluster.file import load
+from hostd.supervisor.huge_pages import check
 
 RESERVED = Path("/proc/sys/vm/nr_hugepages")
 MIB = 1 << 20
@@ -82,3 +85,28 @@ def test_transparent_huge_pages(place: Place, option: str, huge: bool) -> None:
         found = sum(row["huge"] for row in cluster.guests["g"].slots())
         assert found >= 6 * MIB if huge else found == 0
         cluster.down()
+
+
+def test_asking_for_what_the_host_does_not_make(place: Place, tmp_path: Path) -> None:
+    """MADV_HUGEPAGE always succeeds; so it is said beforehand where nothing would come of it."""
+    linux = '[network.n]\n[guest.l]\nkernel = "debian-cloud"\nmemory = "320MiB"\nnetworks = ["n"]\nthp = true\n'
+    guests = load(place.file(CLUSTER.replace("BACKING", "shm").replace("OPTION", "thp = true") + linux)).guests
+    (tmp_path / "enabled").write_text("always madvise [never]\n")
+    (tmp_path / "shmem_enabled").write_text("always within_size [advise] never deny force\n")
+    check(guests["l"], tmp_path)
+    with pytest.raises(ClusterFileError, match=r"guest.g.thp: .* at all .*enabled is never.*echo madvise"):
+        check(guests["g"], tmp_path)
+    (tmp_path / "enabled").write_text("always [madvise] never\n")
+    (tmp_path / "shmem_enabled").write_text("always within_size advise [never] deny force\n")
+    check(guests["g"], tmp_path)
+    with pytest.raises(ClusterFileError, match=r"guest.l.thp: .* switch .*shmem_enabled is never.*echo advise"):
+        check(guests["l"], tmp_path)
+    with pytest.raises(ClusterFileError, match="no transparent huge pages; leave `thp` out"):
+        check(guests["g"], tmp_path / "none")
+
+
+def test_files_on_disks_have_no_huge_pages(place: Place) -> None:
+    text = CLUSTER.replace("BACKING", "shm").replace("OPTION", 'thp = true\npaged = "."')
+    done = place.command("run", place.file(text))
+    assert done.returncode == 2
+    assert "guest.g.thp: its RAM is a file (`paged`), which has none; remove one of them" in done.stderr
