@@ -41,11 +41,16 @@ class Debugger:
         self.stops: deque[Stop | Result] = deque()
         """what vCPUs stopped for; a result: the guest has ended"""
         self._registers: dict[int, Registers] = {}
-        guest.pause.hold(self._all)
-        guest.pause.wait_still()
-        self._settle()
-        self.memory = GuestMemory(guest.table, Paging.of(guest.vcpus[0].sregs))
-        self.control = self._make_control()
+        try:
+            guest.pause.hold(self._all)
+            guest.pause.wait_still()
+            self._settle()
+            self.memory = GuestMemory(guest.table, Paging.of(guest.vcpus[0].sregs))
+            self.control = self._make_control()
+        except BaseException:
+            guest.pause.release(self._all)
+            os.close(self.wake)
+            raise
         guest.debugger = self
 
     def _make_control(self) -> Control:

@@ -114,7 +114,8 @@ class Session:
             os.eventfd_read(self._debugger.wake)
         except BlockingIOError:
             return
-        if self._running:
+        # A stop may have been told already, by what an interruption found.
+        if self._running and self._debugger.stops:
             self._stop(None)
 
     def _interrupt(self) -> None:
