@@ -6,9 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from swapfile import swapping
 
 from hostd.boot.ram import PagedRam, Ram
-from hostd.memory import Anonymous, BackingError, SharedFile, SlotTable, commit, kernel_side, smaps, swap
+from hostd.memory import Anonymous, BackingError, RamFile, SharedFile, SlotTable, commit, kernel_side, smaps, swap
 from hostd.memory.backings.paged import PagedFile
 from hostd.memory.layout import PAGE
 from hostd.memory.pageout import WINDOW, page_out, resident
@@ -53,6 +54,24 @@ def test_pages_go_to_the_file_and_come_back(table: SlotTable, tmp_path: Path, ki
         assert (tmp_path / "file").read_bytes() == data
     else:
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["anonymous", "shared"])
+def test_what_is_in_swap_is_shown_where_it_belongs(table: SlotTable, tmp_path: Path, kind: str) -> None:
+    with swapping(tmp_path):
+        file = RamFile(2 * WINDOW)
+        backings = [Anonymous() if kind == "anonymous" else file.at(offset) for offset in (0, WINDOW)]
+        rows = [table.add(AT * n, WINDOW // 4, backing, name=f"row-{n}") for n, backing in enumerate(backings, 1)]
+        data = [fill(table, row) for row in rows]
+        left = send(rows[0])
+        assert left >= rows[0].size * 9 // 10
+        gone, stayed = smaps.usage("self", [(row.hva, row.size) for row in rows])
+        assert (gone.resident, gone.swapped) == (rows[0].size - left, left)
+        assert (stayed.resident, stayed.swapped) == (rows[1].size, 0)
+        assert [table.read(row.gpa, row.size) for row in rows] == data
+        back = smaps.usage("self", [(rows[0].hva, rows[0].size)])[0]
+        assert (back.resident, back.swapped) == (rows[0].size, 0)
+        file.close()
 
 
 def test_zeros_that_were_only_read_take_no_memory(table: SlotTable) -> None:
