@@ -33,6 +33,9 @@ DONE = struct.Struct("<QQQ")
 """files, bytes, skipped"""
 SHUTDOWN = struct.Struct("<II")
 """how, grace_ms"""
+SEED = 32
+BECOME = struct.Struct(f"<Q{SEED}s")
+"""real time in ns, seed"""
 ERROR = struct.Struct("<I")
 """code"""
 RECORD = struct.Struct("<B3xIIIqQHH4x")
@@ -57,6 +60,7 @@ class Type(IntEnum):
     GET = 22
     SHUTDOWN = 23
     RESULT_TAKEN = 24
+    BECOME = 25
     WELCOME = 32
     STARTED = 33
     STDOUT = 34
@@ -65,6 +69,7 @@ class Type(IntEnum):
     DONE = 37
     RESULT = 38
     BYE = 39
+    BECAME = 40
 
 
 class WelcomeFlag(IntFlag):

@@ -7,7 +7,7 @@ import contextlib
 import os
 import struct
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from guestlib.linux import protocol
 from guestlib.linux.protocol import ExecFlag, Shutdown, Type, WelcomeFlag, frame, strings
@@ -135,8 +135,10 @@ class Stream:
 class AgentLink:
     """The connection to the agent behind the Unix socket `path`, begun anew whenever it breaks off, until `close`."""
 
-    def __init__(self, path: str | os.PathLike[str], name: str) -> None:
+    def __init__(self, path: str | os.PathLike[str], name: str, become: Callable[[], bytes] | None = None) -> None:
+        """`become` gives the payload of BECOME for a guest that goes on from a template: it answers as that, or not."""
         self.name = name
+        self._become = become
         self._path = os.fspath(path)
         self._streams: dict[int, Stream] = {}
         self._number = 0
@@ -229,7 +231,10 @@ class AgentLink:
                 continue
             try:
                 await self._greet(reader, self._writer)
+                waiting = await self._call_it(reader, self._writer)
                 self._up.set()
+                for said in waiting:
+                    await self._take(*said)
                 while True:
                     await self._take(*await self._frame(reader))
             except (OSError, EOFError, ValueError, struct.error, AgentError):
@@ -267,6 +272,23 @@ class AgentLink:
                                 return
             except TimeoutError:
                 flush = FLUSH
+
+    async def _call_it(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> list[tuple[Type, int, bytes]]:
+        """Tell a clone who it is, once, and wait until it is that; return what it said meanwhile."""
+        waiting: list[tuple[Type, int, bytes]] = []
+        if self._become is None:
+            return waiting
+        payload = self._become()
+        if len(payload) > protocol.MAX_PAYLOAD:
+            self.complaint = f": it has {len(payload)} bytes of names and addresses, and takes {protocol.MAX_PAYLOAD}"
+            raise AgentError(f"{self.name}{self.complaint}")
+        writer.write(frame(self._session, Type.BECOME, 0, payload))
+        while (said := await self._frame(reader))[0] != Type.BECAME:
+            waiting.append(said)
+        self._become = None
+        return waiting
 
     def _welcome(self, payload: bytes) -> None:
         version, flags = protocol.WELCOME.unpack_from(payload)

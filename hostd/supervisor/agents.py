@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import TYPE_CHECKING, Any
 
 from guestlib.linux import protocol
@@ -39,11 +39,11 @@ class Agents:
         self._links: dict[str, AgentLink] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def begin(self, run: GuestRun) -> None:
-        """Connect to the agent of a guest that runs, once."""
+    def begin(self, run: GuestRun, become: Callable[[], bytes] | None = None) -> None:
+        """Connect to the agent of a guest that runs, once; `become`: one of a template's (AgentLink)."""
         if run.plan.group.linux is not None and run.name not in self._links:
             path = self._directory.guests / f"{run.name}.agent.sock"
-            link = self._links[run.name] = AgentLink(path, f"guest {run.name}")
+            link = self._links[run.name] = AgentLink(path, f"guest {run.name}", become)
             self._later(_share_code(run, link))
 
     def end(self, run: GuestRun) -> None:

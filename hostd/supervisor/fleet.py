@@ -153,6 +153,14 @@ class Fleet:
         root = self._boots[run.plan.group.name].description["root"]
         return [archive(run.plan, self._regions, self._plan.cluster.name, root, self._plan.guests)]
 
+    def _identity(self, run: GuestRun, *, fresh: bool) -> Callable[[], bytes] | None:
+        """Return what a Linux guest from a template is to be told of itself."""
+        if run.plan.group.linux is None or run.plan.group.template is None:
+            return None
+        from hostd.supervisor.handover import identity
+
+        return lambda: identity(run.plan, self._regions, self._plan.cluster.name, self._plan.guests, fresh=fresh)
+
     def _file(self, path: str, access: str) -> int:
         if (path, access) not in self._files:
             flags = os.O_RDWR if access == "rw" else os.O_RDONLY
@@ -239,7 +247,8 @@ class Fleet:
         run.reports.update(message["reports"])
         run.rows = message["rows"]
         if message["result"] is None:
-            self.agents.begin(run)
+            # Of a guest that ran before this supervisor, that generation goes on.
+            self.agents.begin(run, self._identity(run, fresh=run.state == "starting"))
         if run.state == "starting" and message["state"] != "starting":
             now = time.monotonic()
             run.state, run.running_since = "running", now

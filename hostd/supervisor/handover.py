@@ -8,8 +8,11 @@ Python.
 from __future__ import annotations
 
 import os
+import secrets
+import time
 from collections.abc import Mapping
 
+from guestlib.linux import protocol
 from hostd.boot.linux.layout import PCI_FIRST_SLOT
 from hostd.cluster.plan import PlannedGuest
 from hostd.images.cpio import Archive
@@ -38,17 +41,11 @@ def _contents(
     assert linux is not None
     made = Archive()
     made.directory("hostd")
-    texts = {
-        "name": f"{guest.name}\n",
-        "cluster": f"{cluster}\n",
+    texts = _own(guest, regions, cluster, guests) | {
         "root": f"{root}\n" if root else "",
         "init": f"{linux.init}\n" if linux.init else "",
         "command": "".join(f"{word}\0" for word in linux.command),
         "env": "".join(f"{name}={value}\0" for name, value in guest.group.env.items()),
-        "hosts": hosts(guest, guests),
-        "networks": "".join(_network_lines(guest)),
-        "regions": "".join(_region_lines(guest, regions)),
-        "channels": "".join(_channel_lines(guest, regions)),
     }
     for name, text in texts.items():
         if text:
@@ -60,6 +57,32 @@ def _contents(
             made.directory("/".join(["hostd/files", *parts[:depth]]))
         made.file("/".join(["hostd/files", *parts]), outside.read_bytes(), outside.stat().st_mode & 0o777)
     return made.finish()
+
+
+def _own(guest: PlannedGuest, regions: Regions, cluster: str, guests: Mapping[str, PlannedGuest]) -> dict[str, str]:
+    """Return the files that are each guest's own, clones of one template among them."""
+    return {
+        "name": f"{guest.name}\n",
+        "cluster": f"{cluster}\n",
+        "hosts": hosts(guest, guests),
+        "networks": "".join(_network_lines(guest)),
+        "regions": "".join(_region_lines(guest, regions)),
+        "channels": "".join(_channel_lines(guest, regions)),
+    }
+
+
+def identity(
+    guest: PlannedGuest, regions: Regions, cluster: str, guests: Mapping[str, PlannedGuest], *, fresh: bool
+) -> bytes:
+    """Return the payload of BECOME for a guest that goes on from a template; random in part, and of this moment.
+
+    `fresh`: it has just begun to go on, which is another generation.
+    """
+    texts = _own(guest, regions, cluster, guests)
+    if fresh:
+        texts["generation"] = f"{secrets.randbits(63) | 1}\n"
+    head = protocol.BECOME.pack(time.time_ns(), os.urandom(protocol.SEED))
+    return head + b"".join(protocol.strings(name, text) for name, text in texts.items())
 
 
 def hosts(guest: PlannedGuest, guests: Mapping[str, PlannedGuest]) -> str:

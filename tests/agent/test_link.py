@@ -98,6 +98,27 @@ def test_a_session_tells_what_the_guest_is() -> None:
     run(test)
 
 
+def test_a_clone_answers_only_once_it_is_itself() -> None:
+    async def test(agent: FakeAgent, _: AgentLink) -> None:
+        link = AgentLink(agent.path, "guest b", lambda: b"who it is")
+        try:
+            await agent.connected()  # The other link's.
+            await agent.welcome()
+            assert await agent.receive() == (Type.BECOME, 0, b"who it is")
+            agent.send(Type.PING, 0, b"?")
+            assert not link.up
+            agent.send(Type.BECAME)
+            await link.wait_up(LIMIT)
+            assert await agent.receive() == (Type.PONG, 0, b"?")
+            agent.writer.close()
+            await agent.welcome()
+            await link.wait_up(LIMIT)  # The same guest still: it isn't told twice.
+        finally:
+            await link.close()
+
+    run(test)
+
+
 def test_what_an_earlier_session_left_is_passed_over() -> None:
     async def test(agent: FakeAgent, link: AgentLink) -> None:
         await agent.connected()

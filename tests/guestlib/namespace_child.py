@@ -1,7 +1,7 @@
 """In a network namespace of its own: make interfaces, run a program, and print what became of them, as JSON.
 
-Standard input: {"interfaces": {name: MAC}, "program": [...]}. They are taps that nobody serves: like a guest's devices,
-down and without an address.
+Standard input: {"interfaces": {name: MAC}, "program": [...], "macs": whether MACs are told}. They are taps that nobody
+serves: like a guest's devices, down and without an address.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ def main() -> None:
             link.get("ifname"): {
                 "up": bool(link["flags"] & 1),
                 "mtu": link.get("mtu"),
+                **({"mac": link.get("address")} if order.get("macs") else {}),
                 "addresses": [
                     [address.get("address"), address["prefixlen"], address.get("broadcast")]
                     for address in links.get_addr(index=link["index"], family=2)

@@ -423,3 +423,30 @@ def test_a_shutdown_by_a_host_that_is_gone_counts(start: Start) -> None:
     host.send(Type.SHUTDOWN, 0, protocol.SHUTDOWN.pack(0, 100))
     host.close()
     agent.ended(0)
+
+
+def test_a_clone_is_told_who_it_is(start: Start) -> None:
+    agent = start(name=b"template\n", networks=b"lan 02:00:00:00:00:01 - 1500 -\n", root=b"kept")
+    host = agent.host()
+    head = protocol.BECOME.pack(time.time_ns(), os.urandom(protocol.SEED))
+    texts = protocol.strings("name", "clone-1\n", "networks", "", "generation", "17\n")
+    host.send(Type.BECOME, 0, head + texts)
+    assert host.last({Type.BECAME, Type.ERROR})[0] == Type.BECAME
+    found = {path.name: path.read_text() for path in agent.folder.iterdir() if path.is_file()}
+    assert found == {"name": "clone-1\n", "generation": "17\n", "root": "kept"}
+    host.begin()
+    assert host.names[0] == b"clone-1"
+    agent.finish()
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [b"", b"name", b"name\0", b"name\0x", b"../evil\0x\0", b"command\0x\0", b"name\0x\0hosts\0", b"name\0x\0\0x\0"],
+)
+def test_what_no_clone_can_be_told_ends_the_session(start: Start, texts: bytes) -> None:
+    agent = start(name=b"template\n")
+    host = agent.host()
+    host.send(Type.BECOME, 0, protocol.BECOME.pack(0, bytes(protocol.SEED)) + texts)
+    assert host.last({Type.BECAME, Type.ERROR})[0] == Type.ERROR
+    assert [path.name for path in agent.folder.iterdir() if path.is_file()] == ["name"]
+    assert (agent.folder / "name").read_bytes() == b"template\n"

@@ -22,10 +22,11 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-def set_up(program: Path, tmp_path: Path, text: str, **interfaces: str) -> dict[str, Any]:
-    file = tmp_path / "networks"
-    file.write_text(text)
-    order = {"interfaces": interfaces, "program": [str(program), str(file)]}
+def set_up(program: Path, tmp_path: Path, text: str, *after: str, **interfaces: str) -> dict[str, Any]:
+    files = [tmp_path / f"networks.{number}" for number in range(1 + len(after))]
+    for file, content in zip(files, (text, *after), strict=True):
+        file.write_text(content)
+    order = {"interfaces": interfaces, "program": [str(program), *map(str, files)], "macs": bool(after)}
     done = subprocess.run(
         [sys.executable, CHILD], input=json.dumps(order), capture_output=True, text=True, check=False, timeout=30
     )
@@ -71,3 +72,25 @@ def test_what_cannot_be_done_is_told_and_the_rest_is_done(program: Path, tmp_pat
 def test_a_guest_without_networks(program: Path, tmp_path: Path) -> None:
     done = subprocess.run([program, tmp_path / "absent"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_clone_takes_its_own_addresses_in_place_of_the_templates(program: Path, tmp_path: Path) -> None:
+    before = f"lan {ONE} 10.7.0.9/24 1400 10.7.0.1\nwan {TWO} 172.16.0.2/20 1500 -\n"
+    after = "lan 02:00:00:00:00:21 10.7.0.33/24 1400 10.7.0.1\nwan 02:00:00:00:00:22 172.16.0.7/20 1500 -\n"
+    found = set_up(program, tmp_path, before, after, eth0=ONE, eth1=TWO)
+    assert found["output"] == ""
+    assert found["interfaces"] == {
+        "eth0": {
+            "up": True,
+            "mtu": 1400,
+            "mac": "02:00:00:00:00:21",
+            "addresses": [["10.7.0.33", 24, "10.7.0.255"]],
+        },
+        "eth1": {
+            "up": True,
+            "mtu": 1500,
+            "mac": "02:00:00:00:00:22",
+            "addresses": [["172.16.0.7", 20, "172.16.15.255"]],
+        },
+    }
+    assert found["gateways"] == ["10.7.0.1"]

@@ -31,6 +31,7 @@ def test_header_and_module_have_the_same_numbers() -> None:
         "MAX_PATH": protocol.MAX_PATH,
         "SYNC_SIZE": len(protocol.SYNC),
         "MARK_SIZE": protocol.MARK.size,
+        "SEED": protocol.SEED,
         "IS_INIT": protocol.WelcomeFlag.IS_INIT,
         "HAS_COMMAND": protocol.WelcomeFlag.HAS_COMMAND,
         "EXEC_TTY": protocol.ExecFlag.TTY,
@@ -59,6 +60,7 @@ def test_structs_have_the_sizes_of_the_modules_formats(tmp_path: Path) -> None:
         "agent_copy": protocol.COPY,
         "agent_done": protocol.DONE,
         "agent_shutdown": protocol.SHUTDOWN,
+        "agent_become": protocol.BECOME,
         "agent_error": protocol.ERROR,
         "agent_record": protocol.RECORD,
     }

@@ -43,6 +43,7 @@ enum agent_type {
     AGENT_GET = 22,                     /* the same */
     AGENT_SHUTDOWN = 23,                /* struct agent_shutdown */
     AGENT_RESULT_TAKEN = 24,            /* nothing: the host knows the result, the guest may go */
+    AGENT_BECOME = 25,                  /* struct agent_become and strings: the guest goes on from a template, as this one */
 
     /* guest to host */
     AGENT_WELCOME = 32,                 /* struct agent_welcome and strings */
@@ -52,7 +53,8 @@ enum agent_type {
     AGENT_EXIT = 36,                    /* struct agent_exit: ends the stream */
     AGENT_DONE = 37,                    /* struct agent_done: the copy is complete; ends the stream */
     AGENT_RESULT = 38,                  /* struct agent_exit: of the guest's own command */
-    AGENT_BYE = 39                      /* u32, as in agent_shutdown: the guest goes down now */
+    AGENT_BYE = 39,                     /* u32, as in agent_shutdown: the guest goes down now */
+    AGENT_BECAME = 40                   /* nothing: it is the guest that it was to become, as far as that could be done */
 };
 
 struct agent_hello {
@@ -106,6 +108,13 @@ struct agent_done {
 struct agent_shutdown {
     uint32_t how;
     uint32_t grace_ms;                  /* between TERM and KILL */
+};
+
+#define AGENT_SEED 32
+
+struct agent_become {                   /* then zero-terminated, in turn: a file of /run/hostd, and what it holds from now on */
+    uint64_t real_ns;                   /* the time, as Unix has it */
+    uint8_t seed[AGENT_SEED];           /* random */
 };
 
 struct agent_error {                    /* then a sentence, UTF-8, not terminated */

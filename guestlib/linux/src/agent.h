@@ -182,6 +182,12 @@ void get_free(struct get *get);
 /* openat2(2) with RESOLVE_* flags; descriptor or -1 with errno. */
 int open_within(int folder, const char *path, int flags, uint64_t resolve);
 
+/* ---- become.c ---------------------------------------------------------------------------------------------------------- */
+
+/* The guest goes on from a template, as another: files in `folder`, and with `all` its names, networks, clock and random
+ * numbers. What can't be done is told of. 0, or -1 if `payload` is not what BECOME has. */
+int become_clone(const char *folder, const char *payload, size_t size, int all);
+
 /* ---- command.c, power.c, agent.c --------------------------------------------------------------------------------------- */
 
 /* Starts the guest's own command, output to the console: pid, 0 if there is none, -errno. */
@@ -200,6 +206,8 @@ extern uint32_t agent_flags; /* for WELCOME */
 extern const char *agent_folder;
 void agent_shutdown(uint32_t how, uint32_t grace_ms);
 void agent_result_taken(void);
+/* What BECOME asks for: 0, or -1 if that can't be. */
+int agent_become(const char *payload, size_t size);
 void agent_result(struct session *session); /* Sends RESULT if there is one. */
 
 #endif

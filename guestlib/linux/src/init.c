@@ -128,7 +128,7 @@ static void write_text(const char *path, const char *text, int flags) {
 }
 
 /* Names: the host's, and those of /hostd/hosts. A root that is read-only keeps its own. */
-static void set_names(void) {
+void set_names(void) {
     char name[65] = "guest", line[256], *hosts;
     if (read_small(HOSTD_RUN "/name", name, sizeof name) >= 0)
         trim(name);

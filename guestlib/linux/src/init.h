@@ -9,6 +9,9 @@ __attribute__((format(printf, 1, 2), noreturn)) void init_fail(const char *forma
 
 int init_main(void);
 
+/* Host name and /etc/hosts, as /run/hostd has them. */
+void set_names(void);
+
 /* modules.c: loads what /lib/modules/order and /hostd/modules name. A module that can't be loaded is told of, no more. */
 void load_modules(void);
 
@@ -21,6 +24,8 @@ void free_initramfs(int old);
 /* network.c: gives the interfaces that the file at `path` names (docs/linux-guest.md) their addresses and routes, and brings
  * them up. What can't be done is told of, no more. */
 void raise_networks(const char *path);
+/* Before that: interfaces that have the MAC addresses of `before`, a text as such a file has, get those of the file's lines. */
+void rename_networks(const char *before, const char *path);
 
 /* tree.c: copies a directory's content into another, over what is there; files that exist are replaced. 0 or -errno with
  * *where set to a path in static memory. */

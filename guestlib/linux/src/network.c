@@ -106,6 +106,40 @@ static const char *set_up(int fd, const struct network *network, struct ifreq *r
     return NULL;
 }
 
+/* Down, so that the address may change and old routes go. */
+static int give_mac(int fd, const struct ether_addr *mac, struct ifreq *request) {
+    struct ifreq change = *request;
+    if (ioctl(fd, SIOCGIFFLAGS, &change))
+        return -1;
+    change.ifr_flags &= ~(IFF_UP | IFF_RUNNING);
+    if (ioctl(fd, SIOCSIFFLAGS, &change))
+        return -1;
+    change.ifr_hwaddr.sa_family = ARPHRD_ETHER;
+    memcpy(change.ifr_hwaddr.sa_data, mac, sizeof *mac);
+    return ioctl(fd, SIOCSIFHWADDR, &change);
+}
+
+void rename_networks(const char *before, const char *path) {
+    char *old = strdup(before), *text = NULL, *old_rest = old, *rest, *line;
+    struct network was, is;
+    struct ifreq request;
+    int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    if (fd >= 0 && old && read_whole(path, &text) >= 0) {
+        rest = text;
+        while ((line = strsep(&old_rest, "\n")) && rest) {
+            char *now = strsep(&rest, "\n");
+            if (parse(line, &was) || parse(now, &is) || !find(fd, &was.mac, &request))
+                continue;
+            if (give_mac(fd, &is.mac, &request))
+                say("network %s: %s: its MAC address: %s", is.name, request.ifr_name, strerror(errno));
+        }
+    }
+    if (fd >= 0)
+        close(fd);
+    free(old);
+    free(text);
+}
+
 void raise_networks(const char *path) {
     char *text, *rest;
     struct network network;

@@ -254,6 +254,11 @@ static int of_session(struct session *session, const struct agent_frame *frame, 
     case AGENT_RESULT_TAKEN:
         agent_result_taken();
         return 1;
+    case AGENT_BECOME:
+        if (agent_become(payload, frame->length))
+            break;
+        session_send(session, AGENT_BECAME, 0, NULL, 0);
+        return 1;
     }
     return violated(session, "a frame of type %u and %u bytes on stream 0 cannot be", frame->type, frame->length);
 }
