@@ -53,14 +53,15 @@ class GuestLink:
         if not self._open:
             raise ConnectionResetError("the guest has ended")
         self._number += 1
+        number = self._number  # Others may ask meanwhile.
         answer: asyncio.Future[Any] = self._loop.create_future()
-        self._answers[self._number] = answer
-        self.send({"id": self._number, "call": name, **arguments})
+        self._answers[number] = answer
+        self.send({"id": number, "call": name, **arguments})
         try:
             async with asyncio.timeout(timeout):
                 return await answer
         finally:
-            self._answers.pop(self._number, None)
+            self._answers.pop(number, None)
 
     def drain(self) -> None:
         """Take what the other end has sent by now."""
