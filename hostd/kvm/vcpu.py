@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -32,6 +33,7 @@ class Vcpu:
 
     def __init__(self, fd: int, run_size: int) -> None:
         self.fd = fd
+        self._stats_fd = -1
         self._run_size = run_size
         self._loop = ffi.gc(lib.vcpu_new() or _no_memory(fd), lib.vcpu_free)
         self._exit = ffi.new("struct vcpu_exit *")
@@ -47,9 +49,15 @@ class Vcpu:
             os.close(fd)
             self.fd = -1
             raise KvmError("eventfd", -failed, {"vcpu": fd})
+        # Now: once it runs, KVM would have who asks wait until it leaves KVM_RUN, which Linux' may never do.
+        with contextlib.suppress(KvmError):  # Since Linux 5.14.
+            self._stats_fd = self._open_stats()
 
     def close(self) -> None:
         """Give the vCPU back; it must not be running. The VM keeps it until it dies itself."""
+        if self._stats_fd >= 0:
+            os.close(self._stats_fd)
+            self._stats_fd = -1
         if self.fd >= 0:
             lib.vcpu_close(self._loop)
             lib.kvm_unmap_run(self._run, self._run_size)
@@ -270,12 +278,11 @@ class Vcpu:
         return call(self.fd, "KVM_GET_TSC_KHZ", 0, {"vcpu": self.fd})
 
     def stats(self) -> dict[str, int | list[int]]:
-        """Return KVM's statistics of this vCPU by name. Raises KvmError, OSError."""
-        fd = call(self.fd, "KVM_GET_STATS_FD", 0, {"vcpu": self.fd})
-        try:
-            return read_stats(fd)
-        finally:
-            os.close(fd)
+        """Return KVM's statistics of this vCPU by name, whether it runs or not. Raises KvmError, OSError."""
+        return read_stats(self._stats_fd if self._stats_fd >= 0 else self._open_stats())
+
+    def _open_stats(self) -> int:
+        return call(self.fd, "KVM_GET_STATS_FD", 0, {"vcpu": self.fd})
 
 
 def _no_memory(fd: int) -> NoReturn:
