@@ -23,7 +23,7 @@ from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
 from hostd.boot.unikernel import RamOptions
 from hostd.devices.machine import Machine
-from hostd.devices.virtio import add_balloon, add_blk, add_console, add_net, add_pmem, add_rng
+from hostd.devices.virtio import Blk, add_balloon, add_blk, add_console, add_net, add_pmem, add_rng
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
@@ -228,6 +228,12 @@ class LinuxGuest:
                 raise ValueError(
                     f"its disk {number} is shared, and clones would write to one file, each as if it were alone; "
                     'give it access "ro" or "private"'
+                )
+        for face in self.machine.faces:
+            if isinstance(face, Blk) and face.changed:
+                raise ValueError(
+                    f"it has written to its {face.name}, and what it wrote can't be in a template; "
+                    'use device = "pmem" for it, whose private pages can'
                 )
         for vcpu in self.vcpus:
             vcpu.settle()

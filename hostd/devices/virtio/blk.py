@@ -28,6 +28,11 @@ class Blk(VirtioDevice):
         self.access = access
         self.size = size
 
+    @property
+    def changed(self) -> bool:
+        """Whether the guest has written what is in no file: to a disk of its own."""
+        return self.access == "private" and bool(self.c.writes or self.c.discards)
+
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "access": self.access, "size": self.size}
 
