@@ -44,7 +44,7 @@ SESSION = (
     "continue",
     "backtrace 3",
     "delete",
-    "monitor where $pc",
+    'eval "monitor where %p", $pc',
     "detach",
 )
 
@@ -84,6 +84,7 @@ def test_a_kernel_is_debugged(tmp_path: Path) -> None:
             assert "Breakpoint 2, 0x" in said
             assert "Hardware watchpoint 3: *(unsigned long *)&jiffies_64" in said
             assert "New value = " in said
+            assert ", slot kernel.text + 0x" in said
             assert "[Inferior 1 (Remote target) detached]" in said
             # The guest goes on, and has lost nothing.
             assert guest.exec("touch", "/tmp/enough", wait=WAIT).exit_code == 0
