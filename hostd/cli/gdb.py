@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
         place = _place(client, guest)
         symbols = options.symbols
         if symbols is None:
-            symbols = symbols_of(_image(client, guest), place["kind"])
+            symbols = symbols_of(_image(client, guest))
         elif not symbols.is_file():
             raise FileNotFoundError(2, "No such file", str(symbols))
         if options.listen is not None:

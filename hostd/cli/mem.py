@@ -124,8 +124,7 @@ def _address(client: Client, guest: str, text: str) -> int:
     try:
         address = int(text, 0)
     except ValueError:
-        known = client.call("inspect", guests=[guest])["guests"][guest]
-        file = symbols_of(Path(known["image"]), "linux" if known.get("vcpus") else "unikernel")
+        file = symbols_of(Path(client.call("inspect", guests=[guest])["guests"][guest]["image"]))
         found = None if file is None else address_of(file, text)
         if found is None:
             raise SupervisorError(

@@ -20,6 +20,7 @@ from typing import Any
 from hostd.gdb.kallsyms import Symbol, kernel_symbols
 from hostd.gdb.orc import frames, read_entries
 from hostd.gdb.symbols import has_symbols
+from hostd.images.folders import cache
 
 FORMAT = 1
 """of the files in the cache; another number makes them anew"""
@@ -34,14 +35,16 @@ LARGEST = 1 << 20
 """bytes of a function or variable; what seems longer ends where hostd doesn't know"""
 
 
-def symbols_of(image: Path, kind: str) -> Path | None:
-    """Return an ELF file with the symbols of what a guest ("unikernel" or "linux") runs; None where there are none.
+def symbols_of(image: Path) -> Path | None:
+    """Return an ELF file with the symbols of a guest's program or kernel; None where there are none.
 
-    Raises OSError.
+    Raises OSError, and ImageStoreError when there can't be a cache.
     """
     if has_symbols(image):
         return image
-    return kernel_file(image, image.with_suffix(f".symbols{FORMAT}")) if kind == "linux" else None
+    found = image.stat()
+    name = f"{image.stem}-{found.st_size:x}-{found.st_mtime_ns:x}.symbols{FORMAT}"
+    return kernel_file(image, cache("kernels") / name)
 
 
 def kernel_file(vmlinux: Path, target: Path) -> Path | None:

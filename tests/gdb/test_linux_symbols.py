@@ -59,8 +59,7 @@ def test_files_that_are_no_kernels(tmp_path: Path) -> None:
     assert program is not None
     plain = tmp_path / "plain"
     shutil.copy(program, plain)
-    assert symbols_of(plain, "unikernel") is None
-    assert symbols_of(plain, "linux") is None
+    assert symbols_of(plain) is None
     assert kernel_symbols(DIGITS * 3, 0) == []
     assert kernel_symbols(bytes(1000) + DIGITS + bytes(100_000), 0) == []
 

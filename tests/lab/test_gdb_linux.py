@@ -73,6 +73,10 @@ def test_a_kernel_is_debugged(tmp_path: Path) -> None:
             worker.start()
             said = gdb(*SESSION)
             print(said)
+            # What is read without stopping it, by the kernel's own name for it.
+            line = [sys.executable, "-m", "hostd.cli", "mem", "read", "linux-gdb/a", "--virtual", "linux_banner", "32"]
+            dump = subprocess.run(line, capture_output=True, text=True, timeout=WAIT, check=True).stdout
+            assert "|Linux version 6.|" in dump.replace("\n", "")
             # Two vCPUs.
             assert "vCPU 0, ring" in said
             assert "vCPU 1, ring" in said
