@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from places import ROOT, Place, until
@@ -61,3 +62,25 @@ def test_what_can_not_be_asked(
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
     assert example.guests["giveback"].result.outcome == "running"
+
+
+def test_a_clone_gives_back_what_it_has_written_itself(
+    place: Place, example: BackgroundCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its memory is the template's file; what it wrote is a copy, and goes."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    place.names.append(f"{example.name}x")
+    example.guests["giveback"].template(place.names[-1])
+    with Host() as host:
+        clones = host.up_from(place.names[-1])
+        try:
+            clone = clones.guests[place.names[-1]]
+
+            def written() -> int:
+                return sum(row["private"] for row in clone.slots() if row["name"] == "ram")
+
+            until(lambda: written() > 8 * MIB)
+            until(lambda: written() < MIB)
+            assert all(row["backing"] == "image" for row in clone.slots() if row["name"] == "ram")
+        finally:
+            clones.down()
