@@ -133,7 +133,7 @@ VIRTIO = """
 
     enum blk_access { BLK_READ_ONLY, BLK_SHARED, BLK_PRIVATE };
     struct virtio_blk {
-        struct virtio_device device; uint64_t sectors;
+        struct virtio_device device; int overlay_fd; uint64_t sectors, *written;
         uint64_t reads, writes, flushes, discards, refused, failed, read_bytes, written_bytes; ...;
     };
     struct virtio_blk *virtio_blk_new(struct slot_rows *memory, int fd, uint64_t size, enum blk_access access,

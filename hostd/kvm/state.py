@@ -6,6 +6,7 @@ What a KVM doesn't have (no interrupt controller, say) is left out, and is left 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,10 @@ from hostd.kvm.errors import KvmError
 from hostd.kvm.vcpu import Vcpu
 from hostd.kvm.vm import Vm
 
-TSC_DEADLINE = 0x6E0
-"""counts only once the local APIC's timer is in that mode, and against the restored TSC"""
+TSC, TSC_DEADLINE = 0x10, 0x6E0
+"""the deadline counts only once the local APIC's timer is in that mode, and against the restored TSC"""
+HYPERV = range(0x4000_0000, 0x4000_0200)
+"""MSRs of another hypervisor's interface: KVM lists them, but takes back not even their own values"""
 XSAVE_SIZE = 4096
 """bytes of struct kvm_xsave; more (KVM_CAP_XSAVE2) are only of what a process must ask for first (AMX)"""
 CHIPS = (lib.KVM_IRQCHIP_PIC_MASTER, lib.KVM_IRQCHIP_PIC_SLAVE, lib.KVM_IRQCHIP_IOAPIC)
@@ -37,8 +40,14 @@ def save_vcpu(vcpu: Vcpu, msrs: Sequence[int] = ()) -> dict[str, Any]:
 
     Raises KvmError.
     """
-    state: dict[str, Any] = {"msrs": _msrs(vcpu, msrs), "regs": bytes(ffi.buffer(vcpu.regs))}
+    # First of all: to read it, KVM takes an INIT or SIPI that waits, which changes everything else.
+    state: dict[str, Any] = {"mp_state": _get(vcpu.fd, "KVM_GET_MP_STATE", ffi.new("struct kvm_mp_state *"))}
+    if state["mp_state"] is None:
+        del state["mp_state"]
+    state |= {"msrs": _msrs(vcpu, [msr for msr in msrs if msr not in HYPERV]), "regs": bytes(ffi.buffer(vcpu.regs))}
     for part, (structure, ioctl) in STRUCTURES.items():
+        if part == "mp_state":
+            continue
         found = _get(vcpu.fd, f"KVM_GET_{ioctl}", ffi.new(f"struct {structure} *"))
         if found is not None:
             state[part] = found
@@ -46,11 +55,18 @@ def save_vcpu(vcpu: Vcpu, msrs: Sequence[int] = ()) -> dict[str, Any]:
     return state | ({"xsave": area} if area is not None else {"fpu": bytes(ffi.buffer(vcpu.fpu))})
 
 
-def restore_vcpu(vcpu: Vcpu, state: dict[str, Any]) -> None:
-    """Put back what `save_vcpu` returned; the vCPU has the CPUID that the other had. Raises KvmError, ValueError."""
+def restore_vcpu(vcpu: Vcpu, state: dict[str, Any], elapsed_ns: int = 0) -> None:
+    """Put back what `save_vcpu` returned; the vCPU has the CPUID that the other had.
+
+    Its time-stamp counter, if it is among the MSRs, goes on as if it had run for `elapsed_ns` since. Raises KvmError,
+    ValueError.
+    """
     for part in VCPU_PARTS:
         if part == "msrs":
-            _set_msrs(vcpu, {int(index): int(value) for index, value in state["msrs"]})
+            values = {int(index): int(value) for index, value in state["msrs"]}
+            if TSC in values:
+                values[TSC] = (values[TSC] + elapsed_ns * vcpu.tsc_khz // 1_000_000) % (1 << 64)
+            _set_msrs(vcpu, values)
         elif part == "xsave" and part not in state:
             vcpu.fpu = _structure("kvm_fpu", state["fpu"])
         elif part == "xsave":
@@ -71,19 +87,27 @@ def save_vm(vm: Vm) -> dict[str, Any]:
     state: dict[str, Any] = {"chips": [chip for chip in chips if chip is not None]}
     clock = ffi.new("struct kvm_clock_data *")
     if _get(vm.fd, "KVM_GET_CLOCK", clock) is not None:
-        state["clock"] = [clock.clock, clock.realtime if clock.flags & lib.KVM_CLOCK_REALTIME else 0]
+        # The host's time at that clock: exact where KVM can tell (Linux 5.16, and its own clock is the TSC).
+        state["clock"] = [clock.clock, clock.realtime if clock.flags & lib.KVM_CLOCK_REALTIME else time.time_ns()]
     return state
 
 
-def restore_vm(vm: Vm, state: dict[str, Any]) -> None:
-    """Put back what `save_vm` returned; the clock goes on as if the guest had run all the time. Raises KvmError."""
+def elapsed_ns(state: dict[str, Any]) -> int:
+    """Return how long ago `save_vm` returned `state`, by the host's clock; 0 without a clock, or if it was set back."""
+    return max(0, time.time_ns() - int(state["clock"][1])) if "clock" in state else 0
+
+
+def restore_vm(vm: Vm, state: dict[str, Any], elapsed: int = 0) -> None:
+    """Put back what `save_vm` returned; the clock goes on as if the guest had run for `elapsed` ns since.
+
+    After the vCPUs: what the IOAPIC still holds goes to their local APICs now. Raises KvmError.
+    """
     for saved in state["chips"]:
         chip = _structure("kvm_irqchip", saved)
         call_with(vm.fd, "KVM_SET_IRQCHIP", chip, {"chip": chip.chip_id})
     if "clock" in state:
-        now, realtime = state["clock"]
-        flags = lib.KVM_CLOCK_REALTIME if realtime else 0
-        clock = ffi.new("struct kvm_clock_data *", {"clock": now, "flags": flags, "realtime": realtime})
+        now = int(state["clock"][0]) + elapsed
+        clock = ffi.new("struct kvm_clock_data *", {"clock": now})
         call_with(vm.fd, "KVM_SET_CLOCK", clock, {"clock": now})
 
 

@@ -23,11 +23,11 @@ ZERO = bytes(PAGE)
 
 
 def write_rows(table: SlotTable, file: int) -> list[dict[str, Any]]:
-    """Write the guest's own rows of `table` to the empty file `file`; return where each lies, for `map_frozen`.
+    """Append the guest's own rows of `table` to the file `file`; return where each lies, for `map_frozen`.
 
     The file has holes where the memory is zero. The guest must stand still. Raises OSError.
     """
-    found, offset = [], 0
+    found, offset = [], -(-os.fstat(file).st_size // PAGE) * PAGE
     for row in table:
         if row.backing.kind not in OWN:
             continue
@@ -65,6 +65,19 @@ def map_frozen(
         table.add(row["gpa"], row["size"], backing, name=row["name"], access=row["access"], **options)
         if copied:
             _copy(table, file, row)
+
+
+def copy_data(source: int, at: int, target: int, to: int, size: int) -> None:
+    """Copy `size` bytes from one file to another, but for holes, which are zero there already. Raises BackingError."""
+    try:
+        for start, end in _data(source, at, size):
+            os.lseek(target, to + start, os.SEEK_SET)
+            done = start
+            while done < end and (count := os.sendfile(target, source, at + done, end - done)):
+                done += count
+    except OSError as error:
+        code = error.errno or 0
+        raise BackingError(code, f"its disk's contents cannot be copied: {reason(code)}") from None
 
 
 def _copy(table: SlotTable, file: int, row: dict[str, Any]) -> None:

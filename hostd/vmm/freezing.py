@@ -26,7 +26,7 @@ def freeze(process: GuestProcess, message: dict[str, Any]) -> dict[str, Any]:
         with guest.still():
             if process.stopping:
                 raise ValueError("its guest has ended")
-            state = guest.freeze()
+            state = guest.freeze(file)
             rows = write_rows(guest.table, file)
         os.fsync(file)
     finally:

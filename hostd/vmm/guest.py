@@ -142,7 +142,7 @@ class Guest:
         with self.pause.paused():
             yield
 
-    def freeze(self) -> dict[str, Any]:
+    def freeze(self, _file: int) -> dict[str, Any]:
         """Return all that a guest made from this one's memory must know beside it. It must stand still.
 
         Raises KvmError.

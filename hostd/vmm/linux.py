@@ -23,7 +23,7 @@ from hostd.boot.linux.rows import map_guest
 from hostd.boot.linux.tables import write_tables
 from hostd.boot.unikernel import RamOptions
 from hostd.devices.machine import Machine
-from hostd.devices.virtio import Blk, add_balloon, add_blk, add_console, add_net, add_pmem, add_rng
+from hostd.devices.virtio import add_balloon, add_blk, add_console, add_net, add_pmem, add_rng
 from hostd.devices.virtio.pmem import span
 from hostd.kvm import Interrupted, Io, Mmio, Shutdown, System, Vcpu
 from hostd.memory import RegionBacking, SlotTable
@@ -61,6 +61,7 @@ class LinuxGuest:
         self.bells, rest = rest[: spec["bells"]], rest[spec["bells"] :]
         archive, initrd, *disks = rest
         template = Template(disks.pop(), **spec["template"]) if spec.get("template") else None
+        self.disk_marks = [_mark(disk) for disk in disks]
         boot = spec["image"]
         self._cache: str = boot["cache"]
         self._kernel = kernel = Kernel.of(boot["kernel"])
@@ -83,7 +84,9 @@ class LinuxGuest:
         self.machine = Machine(self.vm, self.table, places.pci64)
         self._plug_in(spec, console, regions, disks, pmem)
         if template is not None:
-            self._thaw(template.state)
+            from hostd.vmm.linux_state import restore
+
+            restore(self, template)
         for vcpu in self.vcpus:
             vcpu.on_exit(*self.machine.exit_handler)
         self.pause = Pause(self.vcpus)
@@ -134,15 +137,6 @@ class LinuxGuest:
         self._frozen = frozenset(row["gpa"] for row in template.rows)
         if self._framebuffer is not None and self._framebuffer["gpa"] not in self._frozen:
             map_framebuffer(self.table, self._framebuffer["gpa"], self._framebuffer)
-
-    def _thaw(self, state: dict[str, Any]) -> None:
-        """Go on where the template's guest was."""
-        from hostd.kvm.state import restore_vcpu, restore_vm
-
-        restore_vm(self.vm, state["vm"])
-        for vcpu, saved in zip(self.vcpus, state["vcpus"], strict=True):
-            restore_vcpu(vcpu, saved)
-        self.machine.restore(state["devices"])
 
     def _plug_in(self, spec: dict[str, Any], console: int, regions: list[int], disks: list[int], pmem: int) -> None:
         """Add the devices: regions first, so that their PCI addresses are known beforehand (handover.py)."""
@@ -216,12 +210,13 @@ class LinuxGuest:
         with self.pause.paused(), self.machine.held():
             yield
 
-    def freeze(self) -> dict[str, Any]:
+    def freeze(self, file: int) -> dict[str, Any]:
         """Return all that a guest made from this one's memory must know beside it. It must be `still`.
 
-        Raises ValueError: it can't be frozen; KvmError, DeviceError.
+        What it wrote to private disks goes to the end of `file`. Raises ValueError: it can't be frozen; KvmError,
+        DeviceError, BackingError.
         """
-        from hostd.kvm.state import save_vcpu, save_vm
+        from hostd.vmm.linux_state import save
 
         for number, access in enumerate(self._disks):
             if access == "shared":
@@ -229,20 +224,7 @@ class LinuxGuest:
                     f"its disk {number} is shared, and clones would write to one file, each as if it were alone; "
                     'give it access "ro" or "private"'
                 )
-        for face in self.machine.faces:
-            if isinstance(face, Blk) and face.changed:
-                raise ValueError(
-                    f"it has written to its {face.name}, and what it wrote can't be in a template; "
-                    'use device = "pmem" for it, whose private pages can'
-                )
-        for vcpu in self.vcpus:
-            vcpu.settle()
-        if self.machine.handle_pending() is not None:
-            raise ValueError("its guest is about to end")
-        with System.open() as system:
-            msrs = system.msr_indices()
-        vcpus = [save_vcpu(vcpu, msrs) for vcpu in self.vcpus]
-        return {"vcpus": vcpus, "vm": save_vm(self.vm), "devices": self.machine.save()}
+        return save(self, file)
 
     def share(self) -> dict[str, int]:
         """Share the code that the guest's kernel has patched, with other guests of that kernel.
@@ -290,6 +272,12 @@ def _behind(places: LinuxMap, size: int) -> LinuxMap:
             f"{size} bytes of pmem disks and frame buffer don't fit into the guest's physical addresses; use blk disks"
         )
     return replace(places, pci64=Span(start, places.pci64.end))
+
+
+def _mark(disk: int) -> list[int]:
+    """Return what tells whether a disk has changed: its size, and the time of its last change in ns."""
+    found = os.fstat(disk)
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _contents(descriptor: int) -> bytes:

@@ -326,3 +326,27 @@ def test_an_overlay_is_a_disk(tmp_path_factory: pytest.TempPathFactory, steps: l
                 model[span] = bytes(count * SECTOR)
         assert d.read(0, 200) == model
     assert path.read_bytes() == below
+
+
+def test_what_was_written_to_a_private_disk_goes_over_to_another(disk: Open, tmp_path: Path) -> None:
+    d = disk("private")
+    assert d.write(3, b"x" * 2 * SECTOR) == OK
+    assert d.zero(WRITE_ZEROES, (9, 1, 0)) == OK
+    expected = bytearray(CONTENT)
+    expected[3 * SECTOR : 6 * SECTOR] = b"x" * 2 * SECTOR + b"z" * SECTOR
+    expected[9 * SECTOR : 10 * SECTOR] = bytes(SECTOR)
+    with (tmp_path / "template").open("w+b", buffering=0) as file, bench() as (machine, table):
+        blk = add_blk(machine, d.path, "private", own_thread=False)
+        clone = Disk(Driver(machine, table, blk.slot), blk, d.path)
+        assert clone.driver.open() == 0xF
+        file.write(b"rows")  # What else is in it goes first.
+        saved = d.blk.save_overlay(file.fileno())
+        assert d.write(4, b"y" * SECTOR) == OK
+        blk.restore_overlay(file.fileno(), saved)
+        assert clone.write(5, b"z" * SECTOR) == OK
+        assert clone.read(0, 64) == expected
+        assert d.read(4, 2) == b"y" * SECTOR + CONTENT[5 * SECTOR : 6 * SECTOR]
+        for wrong in ({"written": b""}, {"written": saved["written"][:-5]}, {"size": 512}, {"offset": 1 << 40}):
+            with pytest.raises(DeviceError, match=r"template's copy .* isn't of this disk|make the template again"):
+                blk.restore_overlay(file.fileno(), saved | wrong)
+        assert clone.read(0, 64) == expected

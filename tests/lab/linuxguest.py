@@ -9,11 +9,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgpack
+
 from hostd.boot.linux.kernel import open_kernel
 from hostd.images import packages
 from hostd.images.cpio import Archive
 from hostd.images.folders import cache
 from hostd.images.modules import load_order, plain
+from hostd.memory.frozen import write_rows
 from hostd.vmm.linux import LinuxGuest
 
 MIB = 1 << 20
@@ -56,6 +59,7 @@ class ScriptGuest:
         disks: Sequence[tuple[Path, str, str]] = (),
         ports: Sequence[str] = (),
         balloon: bool = False,
+        template: tuple[dict[str, Any], Path] | None = None,
     ) -> None:
         self.name, self.folder = name, folder
         for part in ("guests", "logs"):
@@ -72,6 +76,7 @@ class ScriptGuest:
             "bells": 0,
             "doorbells": [],
             "log_limit": 1 << 24,
+            "template": None if template is None else template[0],
             "options": {"lock": False, "prefault": False, "mergeable": False, "thp": None, "hugetlb": False},
             "image": {
                 "kernel": kernel.plain(),
@@ -89,6 +94,8 @@ class ScriptGuest:
         }
         opened = [os.open(kernel.path, os.O_RDONLY), os.memfd_create("archive"), os.open(initrd, os.O_RDONLY)]
         opened += [os.open(path, os.O_RDWR if access == "shared" else os.O_RDONLY) for path, _, access in disks]
+        if template is not None:
+            opened.append(os.open(template[1], os.O_RDONLY))
         self._opened = [log, *opened]
         self.guest = LinuxGuest(spec, opened, log, lambda *_: None)
         self.results: list[dict[str, Any]] = []
@@ -131,6 +138,8 @@ class ScriptGuest:
         result = None
         while result is None and not self.results:
             result = self.guest.step(index)
+            self.guest.rest(index)
+        self.guest.leave(index)
         if result is not None:
             self.results.append(result)
         self._stop()
@@ -138,6 +147,18 @@ class ScriptGuest:
     def _stop(self) -> None:
         for vcpu in self.guest.vcpus:
             vcpu.stop()
+
+    def freeze(self, path: Path) -> dict[str, Any]:
+        """Write the guest's memory to `path`; return the rest of a template as it comes out of a file."""
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            with self.guest.still():
+                state = self.guest.freeze(file)
+                told = {"rows": write_rows(self.guest.table, file), "state": state}
+        finally:
+            os.close(file)
+        found: dict[str, Any] = msgpack.unpackb(msgpack.packb(told))
+        return found
 
     def close(self) -> None:
         if any(thread.is_alive() for thread in self._threads):

@@ -13,6 +13,8 @@ from hostd.boot.linux import aml
 from hostd.boot.linux.layout import (
     CONFIG_PORT,
     ECAM,
+    GENERATION,
+    GENERATION_GSI,
     IOAPIC,
     LOCAL_APIC,
     PCI_WINDOW,
@@ -37,6 +39,8 @@ VGA_NOT_PRESENT, NO_ASPM, CMOS_RTC_NOT_PRESENT = 1 << 2, 1 << 4, 1 << 5
 ENTERPRISE_SERVER = 4
 SYSTEM_IO, BYTE_ACCESS = 1, 1
 PCI_SLOTS = 32
+STATUS_CHANGED = 0x80
+"""the first notification that is the device's own kind (5.6.6)"""
 
 
 def build_tables(address: int, vcpus: int, pci64: Span) -> bytes:
@@ -108,7 +112,7 @@ def mcfg() -> bytes:
 
 def dsdt(pci64: Span) -> bytes:
     """Return the Differentiated System Description Table: PCI's root, COM1, what is reserved, and how to power off."""
-    tree = aml.scope("_SB", _pci_root(pci64), _serial(), _reserved())
+    tree = aml.scope("_SB", _pci_root(pci64), _serial(), _reserved(), *_generation())
     off = aml.named("_S5", aml.package(*(aml.integer(n) for n in (SLEEP_TYPE_OFF, 0, 0, 0))))
     return _table(b"DSDT", 2, tree + off)
 
@@ -156,6 +160,26 @@ def _reserved() -> bytes:
         aml.named("_UID", aml.integer(0)),
         aml.named("_CRS", aml.resources(aml.memory32(ECAM.start, ECAM.size), aml.ports(SLEEP_CONTROL_PORT, 3))),
     )
+
+
+def _generation() -> tuple[bytes, bytes]:
+    """Return the Virtual Machine Generation ID, and the Generic Event Device (5.6.9) that says when it has changed."""
+    where = aml.package(aml.integer(GENERATION), aml.integer(0))
+    counter = aml.device(
+        "VGEN",
+        aml.named("_HID", aml.text("HSTD0001")),
+        aml.named("_CID", aml.text("VM_GEN_COUNTER")),
+        aml.named("_DDN", aml.text("VM_Gen_Counter")),
+        aml.named("ADDR", where),
+    )
+    events = aml.device(
+        "GED0",
+        aml.named("_HID", aml.text("ACPI0013")),
+        aml.named("_UID", aml.integer(0)),
+        aml.named("_CRS", aml.resources(aml.interrupt(GENERATION_GSI, edge=True))),
+        aml.method("_EVT", 1, aml.notify("VGEN", STATUS_CHANGED), serialized=True),
+    )
+    return counter, events
 
 
 def _port(number: int) -> tuple[int, int, int, int, int]:

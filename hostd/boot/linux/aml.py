@@ -19,9 +19,18 @@ def named(name: str, value: bytes) -> bytes:
     return b"\x08" + _name(name) + value
 
 
-def method(name: str, arguments: int, *terms: bytes) -> bytes:
-    """Method (name, arguments, NotSerialized)."""
-    return b"\x14" + _packaged(_name(name) + bytes([arguments]) + b"".join(terms))
+def method(name: str, arguments: int, *terms: bytes, serialized: bool = False) -> bytes:
+    """Method (name, arguments, NotSerialized), or Serialized."""
+    return b"\x14" + _packaged(_name(name) + bytes([arguments | serialized << 3]) + b"".join(terms))
+
+
+def notify(name: str, value: int) -> bytes:
+    """Notify (name, value)."""
+    return b"\x86" + _name(name) + integer(value)
+
+
+def text(value: str) -> bytes:
+    return b"\x0d" + value.encode("ascii") + b"\0"
 
 
 def return_argument(number: int) -> bytes:

@@ -29,6 +29,8 @@ COMMAND_LINE_SIZE = 2048
 ACPI_TABLES = Span(0x9_0000, VGA_HOLE.start)
 """RSDP first; typed ACPI-reclaimable, so that the kernel leaves them alone"""
 LOW_RAM = Span(0, ACPI_TABLES.start)
+GENERATION, GENERATION_SIZE = ACPI_TABLES.end - PAGE, 16
+"""behind the tables: bytes that are others in every clone ("Virtual Machine Generation ID", Microsoft, 2012)"""
 HIGH_RAM = VGA_HOLE.stop
 """1 MiB: where RAM goes on behind the VGA hole"""
 
@@ -63,6 +65,8 @@ POWER_OFF_VALUE = SLEEP_TYPE_OFF << 2 | SLEEP_ENABLE
 # --- interrupts.
 SERIAL_GSI = 4
 """COM1's since the PC/AT; edge-triggered"""
+GENERATION_GSI = 5
+"""says that the generation has changed; edge-triggered"""
 PCI_FIRST_SLOT = 1
 """the first device behind the host bridge"""
 PCI_FIRST_GSI = 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import Any
 
@@ -13,6 +14,8 @@ from hostd.boot.linux.layout import (
     COMMAND_LINE,
     COMMAND_LINE_SIZE,
     GDT,
+    GENERATION,
+    GENERATION_SIZE,
     PAGE_TABLES,
     START_INFO,
     ZERO_PAGE,
@@ -53,6 +56,7 @@ def write_tables(
     (see `boot_params`). Raises ImageError when `cmdline` is too long or no ASCII.
     """
     table.write(ACPI_TABLES.start, build_tables(ACPI_TABLES.start, vcpus, places.pci64))
+    table.write(GENERATION, os.urandom(GENERATION_SIZE))
     table.write(COMMAND_LINE, _command_line(cmdline))
     table.write(GDT, struct.pack(f"<{len(SEGMENTS)}Q", *SEGMENTS))
     if kernel.pvh is not None:

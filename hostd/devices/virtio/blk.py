@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
 from hostd.devices._devices import ffi, lib
 from hostd.devices.machine import DeviceError
 from hostd.devices.virtio.device import VirtioDevice, descriptor
+from hostd.memory.frozen import copy_data
 
 if TYPE_CHECKING:
     from hostd.devices.machine import Machine
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 Access = Literal["ro", "shared", "private"]
 
 SECTOR = 512
+WORD = 8
 
 
 class Blk(VirtioDevice):
@@ -28,13 +31,40 @@ class Blk(VirtioDevice):
         self.access = access
         self.size = size
 
-    @property
-    def changed(self) -> bool:
-        """Whether the guest has written what is in no file: to a disk of its own."""
-        return self.access == "private" and bool(self.c.writes or self.c.discards)
-
     def describe(self) -> dict[str, Any]:
         return {**super().describe(), "access": self.access, "size": self.size}
+
+    # --- templates: a private disk's own sectors; the machine is held, or doesn't run yet -----------------------
+
+    def _written(self) -> memoryview:
+        """One bit for each sector, set once it is the overlay's."""
+        return memoryview(ffi.buffer(self.c.written, (self.c.sectors // 64 + 1) * WORD))
+
+    def save_overlay(self, file: int) -> dict[str, Any]:
+        """Append what the guest wrote to a private disk to `file`; return where, for `restore_overlay`.
+
+        Raises OSError.
+        """
+        offset = os.fstat(file).st_size
+        os.ftruncate(file, offset + self.size)
+        copy_data(self.c.overlay_fd, 0, file, offset, self.size)
+        return {"offset": offset, "size": self.size, "written": zlib.compress(self._written(), 1)}
+
+    def restore_overlay(self, file: int, saved: dict[str, Any]) -> None:
+        """Take back what `save_overlay` wrote to `file`. Raises DeviceError, OSError."""
+        written, unpacker = self._written(), zlib.decompressobj()
+        try:
+            bits = unpacker.decompress(saved["written"], len(written) + 1)
+        except zlib.error:
+            bits = b""
+        if len(bits) != len(written) or not unpacker.eof or saved["size"] != self.size or self.access != "private":
+            raise DeviceError(22, f"blk {self.name}: the template's copy of what was written to it isn't of this disk")
+        if saved["offset"] + self.size > os.fstat(file).st_size:
+            raise DeviceError(
+                22, f"blk {self.name}: the template lacks what was written to it; make the template again"
+            )
+        copy_data(file, saved["offset"], self.c.overlay_fd, 0, self.size)
+        written[:] = bits
 
 
 def add_blk(
