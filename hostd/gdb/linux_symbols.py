@@ -19,14 +19,13 @@ from typing import Any
 
 from hostd.gdb.kallsyms import Symbol, kernel_symbols
 from hostd.gdb.orc import frames, read_entries
-from hostd.gdb.symbols import has_symbols
+from hostd.gdb.symbols import SYMBOL, has_symbols
 from hostd.images.folders import cache
 
 FORMAT = 1
 """of the files in the cache; another number makes them anew"""
 HEADER = struct.Struct("<16sHHIQQQIHHHHHH")
 SECTION = struct.Struct("<IIQQQQIIQQ")
-SYMBOL = struct.Struct("<IBBHQQ")
 PROGBITS, SYMTAB, STRTAB, NOBITS = 1, 2, 3, 8
 ALLOC, CODE = 2, 4
 EXEC, X86_64 = 2, 62
