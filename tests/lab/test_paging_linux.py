@@ -42,7 +42,7 @@ name = "linux-paging"
 kernel = "debian-cloud"
 memory = "192MiB"
 """
-FILLED = 64 * MIB
+FILLED = 32 * MIB
 
 
 def test_other_tasks_go_on_while_one_waits_for_a_page(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def until_it_answers(guest: Guest) -> None:
 
 def test_a_linux_guest_leaves_and_comes_back(cluster: BackgroundCluster) -> None:
     guest = cluster.guests["a"]
-    made = run(cluster, "mount -t tmpfs tmpfs /tmp; dd if=/dev/urandom of=/tmp/x bs=1M count=64 && md5sum /tmp/x")
+    made = run(cluster, "mount -t tmpfs tmpfs /tmp; dd if=/dev/urandom of=/tmp/x bs=1M count=32 && md5sum /tmp/x")
     assert made.exit_code == 0, made
 
     def resident() -> int:
