@@ -31,7 +31,7 @@ was=$(md5sum < /tmp/big)
 n=0
 while true; do
     n=$((n+1))
-    sleep 0.5
+    sleep 1
     own=$(head -c 16 /dev/urandom | md5sum | cut -c1-32)
     printf $own | dd of=/dev/vda bs=32 seek=500 conv=fsync 2>/dev/null
     echo $own > /mnt/own; sync
@@ -56,7 +56,7 @@ def ticks(guest: ScriptGuest) -> list[tuple[int, int, str, int, int, str]]:
 
 
 def wait_ticks(guest: ScriptGuest, count: int) -> list[tuple[int, int, str, int, int, str]]:
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     while len(ticks(guest)) < count:
         assert not guest.results, f"it ended: {guest.results[0]}\n{guest.log}"
         assert time.monotonic() < deadline, guest.log
@@ -76,11 +76,10 @@ def test_two_guests_go_on_from_one(tmp_path: Path) -> None:
     options: dict[str, Any] = {"disks": disks, "ports": ["test"], "balloon": True, "vcpus": 2}
     first = ScriptGuest(tmp_path, package, initrd, name="first", **options)
     clones: list[ScriptGuest] = []
+    began: list[float] = []
     try:
-        began = time.monotonic()
         first.start()
-        before = wait_ticks(first, 3)
-        booting = time.monotonic() - began
+        before = wait_ticks(first, 2)
         assert {tick[3:] for tick in before} == {(0, 0, WELL)}
         memory = tmp_path / "memory"
         told = first.freeze(memory)
@@ -88,21 +87,20 @@ def test_two_guests_go_on_from_one(tmp_path: Path) -> None:
         wait_ticks(first, frozen_at + 1)
         time.sleep(5)  # The clones' clocks must make up for that.
         for name in ("one", "two"):
-            began = time.monotonic()
+            began.append(time.time())
             clone = ScriptGuest(tmp_path, package, initrd, name=name, template=(told, memory), **options)
             clones.append(clone)
             clone.start()
             wait_ticks(clone, 1)
-            assert time.monotonic() - began < booting
         own = {first.name: {tick[2] for tick in before}}
-        for clone in clones:
-            found = wait_ticks(clone, 4)
+        for clone, start in zip(clones, began, strict=True):
+            found = wait_ticks(clone, 3)
             assert found[0][0] == frozen_at + 1
             assert [tick[0] for tick in found] == list(range(frozen_at + 1, frozen_at + 1 + len(found)))
             assert all(tick[5] == WELL for tick in found), clone.log
             assert {tick[4] for tick in found} == {0}, clone.log
             assert found[-1][3] == 1, "its kernel knows that it is another one"
-            assert abs(found[-1][1] - time.time()) < 30
+            assert start - 1 <= found[-1][1] <= time.time() + 1
             own[clone.name] = {tick[2] for tick in found[1:]}
             with socket.socket(socket.AF_UNIX) as client:
                 client.connect(str(tmp_path / "guests" / f"{clone.name}.test.sock"))
