@@ -168,7 +168,7 @@ class LinuxGuest:
         ports = {AGENT_PORT: f"{folder}.agent.sock"} | {name: f"{folder}.{name}.sock" for name in boot["ports"]}
         add_console(machine, ports, terminal=self.terminal)
         add_rng(machine)
-        self.balloon = add_balloon(machine, self.table) if boot["balloon"] else None
+        self.balloon = add_balloon(machine, self.table, clone=bool(self._frozen)) if boot["balloon"] else None
         self._disks: list[str] = [disk["access"] for disk in boot["disks"]]
 
     def allow_console(self, size: int) -> None:

@@ -15,7 +15,7 @@ from virtio_driver import DATA, GIB, LOW, NEEDS_RESET, ROW, Driver, bench, messa
 
 from hostd.devices.machine import DeviceError, Machine
 from hostd.devices.virtio import Balloon, add_balloon, add_pmem, add_rng
-from hostd.memory import SharedFile, SlotTable
+from hostd.memory import Image, SharedFile, SlotTable
 
 PAGE = 4096
 MIB = 1 << 20
@@ -203,6 +203,22 @@ def test_balloon_leaves_alone_what_is_not_anonymous(inflatable: Inflatable) -> N
     assert b.resident(shared)
     described = b.balloon.describe()
     assert (described["released"], described["refused"]) == (0, 5 * PAGE)
+
+
+@pytest.mark.parametrize("clone", [False, True])
+def test_balloon_of_a_clone_gives_back_what_it_wrote(tmp_path: Path, clone: bool) -> None:
+    file = tmp_path / "template"
+    file.write_bytes(b"t" * 4 * PAGE)
+    with bench() as (machine, table):
+        table.add(1 << 32, 4 * PAGE, Image(file), name="ram")
+        balloon = add_balloon(machine, table, clone=clone)
+        driver = Driver(machine, table, balloon.slot)
+        driver.open()
+        table.write(1 << 32, b"own!" * PAGE)
+        driver.ask(REPORT, ((1 << 32) + PAGE, 2 * PAGE, True))
+        kept = b"own!" if not clone else b"tttt"
+        assert [table.read((1 << 32) + page * PAGE, 4) for page in range(4)] == [b"own!", kept, kept, b"own!"]
+        assert balloon.describe()["released"] == (2 * PAGE if clone else 0)
 
 
 @pytest.mark.parametrize("queue", [3, 4])

@@ -70,15 +70,20 @@ class Balloon(VirtioDevice):
         return {**super().describe(), "target": self.target, "actual": self.actual}
 
 
-def add_balloon(machine: Machine, table: SlotTable, *, name: str = "balloon", deflate_on_oom: bool = True) -> Balloon:
+def add_balloon(
+    machine: Machine, table: SlotTable, *, name: str = "balloon", deflate_on_oom: bool = True, clone: bool = False
+) -> Balloon:
     """Add a balloon; pages of the anonymous and shared rows that are in `table` now can go back to the host.
 
-    With `deflate_on_oom` a guest that runs out of memory may take pages back unasked. Raises DeviceError.
+    With `deflate_on_oom` a guest that runs out of memory may take pages back unasked. Of a `clone`, whose memory is its
+    template's file, pages that it has written can go. Raises DeviceError.
     """
     device = lib.virtio_balloon_new(machine.memory, deflate_on_oom)
     balloon = Balloon(machine, device, name)
-    # Reserved huge pages don't go back one by one; the kernel's own pages would come back as they were at boot.
-    rows = [row for row in table if row.give_back and row.backing.page_size == PAGE and row.backing.kind != "image"]
+    # Reserved huge pages don't go back one by one; the kernel's own pages would come back as they were at boot. A free
+    # page of a clone may come back as anything, so also as it was in the template.
+    rows = [row for row in table if row.give_back and row.backing.page_size == PAGE]
+    rows = [row for row in rows if clone or row.backing.kind != "image"]
     for row in rows:
         if lib.virtio_balloon_allow(device, row.hva, row.size, row.give_back):
             raise DeviceError(28, f"balloon {name}: {len(rows)} rows of memory are more than {lib.BALLOON_RANGES}")
