@@ -143,6 +143,33 @@ class Guest:
         told: dict[str, Any] = self.cluster.call("balloon", guest=self.name, target=target)
         return told
 
+    def plug_memory(self, size: int, name: str | None = None) -> dict[str, Any]:
+        """Give a running unikernel `size` bytes of memory more; return its "name", "gpa" and so on."""
+        told: dict[str, Any] = self.cluster.call("plug", guest=self.name, kind="memory", size=size, label=name)
+        return told
+
+    def plug_framebuffer(self, width: int = 1024, height: int = 768) -> dict[str, Any]:
+        """Give a running unikernel a picture to draw in, of so many pixels."""
+        told: dict[str, Any] = self.cluster.call(
+            "plug", guest=self.name, kind="framebuffer", width=width, height=height
+        )
+        return told
+
+    def attach_region(self, region: str, *, access: str = "rw") -> dict[str, Any]:
+        """Let a running unikernel share a region of its cluster, "rw" or "ro"."""
+        told: dict[str, Any] = self.cluster.call("attach", guest=self.name, region=region, access=access)
+        return told
+
+    def unplug(self, name: str, *, force: bool = False, timeout: float = 5.0) -> None:
+        """Take away what was added while it runs: the guest has `timeout` seconds to give it up, unless `force`."""
+        wait = timeout + 30
+        self.cluster.call("unplug", guest=self.name, timeout=wait, label=name, force=force, seconds=timeout)
+
+    def plugged(self) -> list[dict[str, Any]]:
+        """Return what was added to it while it runs."""
+        told: list[dict[str, Any]] = self.cluster.call("plugged", guest=self.name)
+        return told
+
     def stats(self) -> dict[str, Any]:
         """What KVM, the run loop and the kernel count of it (docs/statistics.md)."""
         told: dict[str, Any] = self.cluster.call("statistics", guest=self.name)

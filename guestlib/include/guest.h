@@ -65,11 +65,28 @@ uint64_t guest_await_clone(uint64_t limit_ns);
 /* The value of an environment variable, or NULL. */
 const char *guest_env(const char *name);
 
-/* The region called `name`, or NULL: .address and .size say where its bytes are. */
+/* The region called `name`, or NULL: .address and .size say where its bytes are. Of one that was attached while the guest
+   runs it is a copy that is good until the next call. */
 const struct guest_region *guest_region(const char *name);
 
-/* The picture that the host shows of this guest, or NULL if the cluster file gives it none. Drawing in it costs no exit. */
+/* The picture that the host shows of this guest, or NULL if it has none (yet). Drawing in it costs no exit. */
 const struct guest_framebuffer *guest_framebuffer(void);
+
+/* What was added to this guest while it runs (docs/hotplug.md): `index` counts from 0; NULL behind the last one. What it
+   returns is a copy that is good until the next call. */
+const struct guest_plug *guest_plug(uint32_t index);
+const struct guest_plug *guest_plug_named(const char *name);
+
+/* A number that is another after each change of that, 0 before the first; and the bell that rings then, for guest_wait(). */
+uint64_t guest_plug_generation(void);
+uint32_t guest_plug_bell(void);
+
+/* Sleeps until the generation is no longer `known`: the new one, or `known` once `limit_ns` has passed. */
+uint64_t guest_await_plug(uint64_t known, uint64_t limit_ns);
+
+/* Gives up what lies at the address of a plug, as the host may want (GUEST_PLUG_WANTED). To touch it afterwards is a fault.
+   0, or GUEST_EINVAL where no plug begins there. */
+int guest_give_up(uint64_t address);
 
 /* Row `y` of it: pixels 0x00RRGGBB. */
 static inline uint32_t *guest_framebuffer_row(const struct guest_framebuffer *framebuffer, uint32_t y) {

@@ -25,7 +25,9 @@
 #define GUEST_FAULT_STACK 0x3000   /* one page: where ring 0 gets its exception frames; ring 0 only */
 #define GUEST_TABLES 0x10000       /* page tables, up to GUEST_INFO; ring 0 only */
 #define GUEST_INFO 0x60000         /* struct guest_info and its tables, up to the VGA hole; read-only */
-#define GUEST_INFO_SIZE 0x40000
+#define GUEST_INFO_SIZE 0x3e000
+#define GUEST_PLUGS 0x9e000         /* struct guest_plugs: what was added while the guest runs; read-only */
+#define GUEST_PLUGS_SIZE 0x2000
 #define GUEST_IMAGE 0x100000       /* lowest address of a program */
 
 /* Calls: number in guest_call.number and on the port; results in guest_call.result and .args. */
@@ -43,6 +45,8 @@
 #define GUEST_CALL_GIVE_BACK 8     /* args[0] = address, args[1] = bytes, whole pages of this guest's own memory (no region,
                                       file or device; not locked): they go back to the host, and what they hold is lost;
                                       of memory in huge pages, only whole ones */
+
+#define GUEST_CALL_GIVE_UP 9       /* args[0] = address of a struct guest_plug: it is gone when the call returns */
 
 #define GUEST_REPORT_INT 0         /* value: int64_t */
 #define GUEST_REPORT_FLOAT 1       /* value: the bits of a double */
@@ -146,6 +150,38 @@ struct guest_framebuffer {
     uint32_t height;
     uint32_t stride;               /* bytes from one row to the next */
     uint32_t reserved;
+};
+
+#define GUEST_PLUG_MEMORY 1        /* kinds: zeroed memory of the guest's own, */
+#define GUEST_PLUG_REGION 2        /* a region, */
+#define GUEST_PLUG_FRAMEBUFFER 3   /* a picture */
+
+#define GUEST_PLUG_READ_ONLY 1     /* flags: as of a region, */
+#define GUEST_PLUG_RAW 2
+#define GUEST_PLUG_WANTED 4        /* the host wants it back: GUEST_CALL_GIVE_UP */
+
+/* Something that was added to the guest while it runs. */
+struct guest_plug {
+    char name[48];
+    uint64_t address;
+    uint64_t size;
+    uint32_t kind;
+    uint32_t flags;
+    uint32_t width;                /* of a picture, as in struct guest_framebuffer */
+    uint32_t height;
+    uint32_t stride;
+    uint32_t reserved;
+};
+
+#define GUEST_PLUGS_MOST 64
+
+/* At GUEST_PLUGS. The host changes it only while the vCPU stands still, and then rings the bell whose number is
+   guest_info.bells, which the guest can wait for but not ring. */
+struct guest_plugs {
+    uint64_t generation;           /* another number after each change; 0: there was none yet */
+    uint32_t count;
+    uint32_t reserved;
+    struct guest_plug plugs[64];
 };
 
 struct guest_info {

@@ -61,11 +61,14 @@ const struct guest_region *guest_region(const char *name) {
     for (uint32_t i = 0; i < info->regions.size; i++)
         if (strcmp(regions[i].name, name) == 0)
             return &regions[i];
-    return NULL;
-}
-
-const struct guest_framebuffer *guest_framebuffer(void) {
-    return info->framebuffer.address ? &info->framebuffer : NULL;
+    static struct guest_region attached;
+    const struct guest_plug *plug = guest_plug_named(name);
+    if (!plug || plug->kind != GUEST_PLUG_REGION)
+        return NULL;
+    attached = (struct guest_region){.address = plug->address, .size = plug->size,
+                                     .flags = plug->flags & (GUEST_READ_ONLY | GUEST_RAW)};
+    memcpy(attached.name, plug->name, sizeof attached.name);
+    return &attached;
 }
 
 _Noreturn void guest_exit(int code) {

@@ -126,6 +126,7 @@ def write_tables(
     tables.map(lib.GUEST_SYSTEM_PAGE, lib.GUEST_SYSTEM_PAGE + PAGE, user=False, write=True, execute=True)
     tables.map(lib.GUEST_FAULT_STACK, lib.GUEST_FAULT_STACK + PAGE, user=False, write=True)
     tables.map(lib.GUEST_INFO, lib.GUEST_INFO + round_up(len(info), PAGE))
+    tables.map(lib.GUEST_PLUGS, lib.GUEST_PLUGS + lib.GUEST_PLUGS_SIZE)
     for segment in image.segments:
         write, execute = bool(segment.flags & PF_W), bool(segment.flags & PF_X)
         tables.map(segment.first_page, segment.end_page, write=write, execute=execute)

@@ -8,6 +8,7 @@ from typing import Any
 from hostd.boot.framebuffer import ROW
 from hostd.control.server import Call, RequestError
 from hostd.memory import smaps
+from hostd.supervisor.guest_run import GuestRun
 from hostd.supervisor.lookup import Arguments, Lookup, ask
 
 
@@ -38,10 +39,14 @@ class MemoryCalls:
         """Where a running guest's picture lies, and how: {"gpa", "width", "height", "stride"}."""
         run = self._lookup.one(arguments)
         picture = run.plan.group.framebuffer
+        plugged = None if picture is not None else await self._plugged(run)
+        if plugged is not None:
+            return {"guest": run.name} | {key: plugged[key] for key in ("gpa", "width", "height", "stride")}
         if picture is None:
             raise RequestError(
                 f"guest {run.name}: has no frame buffer; give it one in the cluster file: "
                 f"[guest.{run.plan.group.name}.framebuffer]"
+                f"{'' if run.plan.group.linux else f', or while it runs: hostd plug {run.name} framebuffer'}"
             )
         row = next((row for row in run.rows if row["name"] == ROW), None)
         if row is None or run.state != "running":
@@ -53,3 +58,10 @@ class MemoryCalls:
             "height": picture.height,
             "stride": picture.stride,
         }
+
+    async def _plugged(self, run: GuestRun) -> dict[str, Any] | None:
+        """Return the picture that a guest was given while it runs, if it was."""
+        if run.state != "running":
+            return None
+        found: list[dict[str, Any]] = await ask(run, "plugged")
+        return next((plug for plug in found if plug["kind"] == "framebuffer"), None)

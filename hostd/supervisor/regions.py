@@ -278,6 +278,15 @@ class Regions:
             self._descriptors[key] = os.open(path, flags | os.O_CLOEXEC)
         return self._descriptors[key]
 
+    def attachable(self, name: str, access: str) -> dict[str, Any]:
+        """Return what a running guest is told of a region that it is to have too; `descriptor`: where to open it."""
+        region = self._plan.cluster.regions[name]
+        if region.raw:
+            path, size = str(region.file), file_size(region)
+        else:
+            path, size = f"/proc/{os.getpid()}/fd/{self._descriptor(name, access)}", self._made[name].size
+        return {"label": name, "access": access, "raw": region.raw, "size": size, "descriptor": path}
+
     def bell_counts(self) -> dict[str, int]:
         """Return how many bells each region has."""
         return {name: len(region.bells) for name, region in self._made.items()}

@@ -11,6 +11,7 @@ from hostd.supervisor.agents import relay
 from hostd.supervisor.balloon_calls import BalloonCalls
 from hostd.supervisor.debug_calls import DebugCalls
 from hostd.supervisor.guest_run import GuestRun
+from hostd.supervisor.hotplug_calls import HotplugCalls
 from hostd.supervisor.lookup import Arguments, Lookup
 from hostd.supervisor.memory_calls import MemoryCalls
 from hostd.supervisor.paging_calls import PagingCalls
@@ -44,6 +45,7 @@ class Service:
             "agent": self.agent,
             **BalloonCalls(self._lookup).calls,
             **MemoryCalls(self._lookup).calls,
+            **HotplugCalls(self._lookup, supervisor).calls,
             **DebugCalls(self._lookup).calls,
             **PagingCalls(self._lookup).calls,
             **StatisticsCalls(self._lookup).calls,

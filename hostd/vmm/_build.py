@@ -28,6 +28,7 @@ ffibuilder.cdef(
     void calls_close(struct guest_calls *calls);
     int calls_exit(void *context, struct kvm_run *run);
     void calls_go_on(struct guest_calls *calls);
+    void calls_plugged(struct guest_calls *calls);
     int fence_register(void);
 
     #define NURSERY_CHILD 0

@@ -139,7 +139,7 @@ static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *u
         return GUEST_EINVAL;
     memcpy(bells, page->data, count * sizeof *bells);
     for (uint64_t i = 0; i < count; i++)
-        if (bells[i] >= calls->bells)
+        if (bells[i] > calls->bells) /* The one behind the last: calls_plugged. */
             return GUEST_EINVAL;
     uint64_t start = clock_ns(CLOCK_MONOTONIC);
     int no_limit = limit > (uint64_t)INT64_MAX;
@@ -158,6 +158,10 @@ static int wait_bells(struct guest_calls *calls, struct guest_call *page, int *u
     }
     page->args[0] = rang;
     return GUEST_OK;
+}
+
+void calls_plugged(struct guest_calls *calls) {
+    calls->pending[calls->bells / 64] |= 1ull << (calls->bells % 64);
 }
 
 void calls_go_on(struct guest_calls *calls) {
@@ -248,6 +252,7 @@ int calls_exit(void *context, struct kvm_run *run) {
     switch (page->number) {
     case GUEST_CALL_EXIT:
     case GUEST_CALL_REPORT:
+    case GUEST_CALL_GIVE_UP:
         return VCPU_UP;
     case GUEST_CALL_CONSOLE:
         page->result = console(calls, page);

@@ -21,7 +21,7 @@ struct guest_calls {
     uint64_t waits;                    /* counters, for `inspect` */
     uint64_t console_bytes;
     uint64_t given_back;               /* bytes */
-    uint64_t pending[CALLS_BELLS / 64]; /* bells that rang and were not waited for yet */
+    uint64_t pending[CALLS_BELLS / 64 + 1]; /* bells that rang and were not waited for yet */
 };
 
 struct kvm_run;
@@ -37,6 +37,8 @@ void calls_close(struct guest_calls *calls);
 int calls_exit(void *context, struct kvm_run *run);
 /* Goes on with the wait that was interrupted, in the vCPU's thread; `waiting` again: it was interrupted again. */
 void calls_go_on(struct guest_calls *calls);
+/* Rings the bell behind the last: something was plugged. The vCPU must stand still. */
+void calls_plugged(struct guest_calls *calls);
 int fence_register(void);
 
 #endif

@@ -31,6 +31,7 @@ from hostd.vmm.pause import Pause
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hostd.gdb.debugger import Debugger
+    from hostd.vmm.hotplug import Plugs
 
 FRAME_WORDS = 7  # pushed RAX, error code, RIP, CS, RFLAGS, RSP, SS
 Report = Callable[[str, int | float | str], None]
@@ -72,6 +73,8 @@ class Guest:
         self._open_calls(console)
         self.pause = Pause(self.vcpus)
         self.debugger: Debugger | None = None
+        self.plugs: Plugs | None = None
+        """what was added while it runs; None: nothing ever"""
         if self._template is not None:
             self._thaw(self._template.state)
 
@@ -149,6 +152,9 @@ class Guest:
         """
         from hostd.kvm.state import save_vcpu
 
+        if self.plugs is not None and self.plugs.plugged:
+            names = ", ".join(plug.name for plug in self.plugs.plugged)
+            raise ValueError(f"{names} was added to it while it runs; `hostd unplug` it first")
         self.vcpu.settle()
         return {"vcpus": [save_vcpu(self.vcpu)], "waiting": bool(self._calls.waiting)}
 
@@ -165,6 +171,10 @@ class Guest:
         """How often the guest waited, how many bytes it wrote to its console, and gave back of its memory."""
         counted = self._calls
         return {"waits": counted.waits, "console_bytes": counted.console_bytes, "given_back": counted.given_back}
+
+    def ring_plugged(self) -> None:
+        """Ring the bell that says that something was plugged or is to go; the vCPU must stand still."""
+        calls.calls_plugged(self._calls)
 
     def rest(self, index: int = 0) -> None:
         """To be called by the vCPU's thread between steps: the guest may have to stand still."""
@@ -218,6 +228,9 @@ class Guest:
             return {"outcome": "exit", "code": self._page.args[0] & 255, "message": "", "fault": None}
         if number == lib.GUEST_CALL_REPORT:
             self._page.result = self._take_report()
+        elif number == lib.GUEST_CALL_GIVE_UP:
+            gone = self.plugs is not None and self.plugs.give_up(self._page.args[0])
+            self._page.result = lib.GUEST_OK if gone else lib.GUEST_EINVAL
         return None
 
     def _take_report(self) -> int:

@@ -333,9 +333,12 @@ RARE: dict[str, str] = {
     "freeze": "hostd.vmm.freezing",
     "log_dirty": "hostd.vmm.statistics",
     "pageout": "hostd.vmm.pageout",
+    "plug": "hostd.vmm.hotplug",
+    "plugged": "hostd.vmm.hotplug",
     "read_virtual": "hostd.vmm.inspection",
     "search": "hostd.vmm.inspection",
     "statistics": "hostd.vmm.statistics",
+    "unplug": "hostd.vmm.hotplug",
     "write": "hostd.vmm.inspection",
 }
 """calls that few guests ever get: each is the function of its name in this module, imported when it is asked for"""
