@@ -17,6 +17,7 @@ from hostd.gdb.breakpoints import Code, Kind, Point
 from hostd.gdb.guards import Guards
 from hostd.gdb.memory import GuestMemory
 from hostd.kvm import Exit, Io, KvmError
+from hostd.kvm.call import call_with, ffi
 
 if TYPE_CHECKING:
     from hostd.kvm import Vcpu
@@ -27,6 +28,7 @@ SIGILL, SIGTRAP, SIGBUS, SIGFPE, SIGSEGV = 4, 5, 10, 8, 11
 SIGNALS = {0: SIGFPE, 1: SIGTRAP, 3: SIGTRAP, 4: SIGFPE, 6: SIGILL, 16: SIGFPE, 17: SIGBUS, 19: SIGFPE}
 """by exception; the rest are SIGSEGV"""
 DEBUG_EXCEPTION, BREAKPOINT = 1, 3
+PAGE = 4096
 WITH_ERROR_CODE = frozenset({8, 10, 11, 12, 13, 14, 17, 21, 29, 30})
 CODE_KINDS = (Kind.SOFTWARE, Kind.HARDWARE)
 
@@ -80,6 +82,10 @@ class Control:
         if point.kind is not Kind.WRITE:
             raise UnsupportedError("this host's debug registers don't see guests, so only writes can be watched")
         self._guards.check(point)
+        if self._unikernel is not None and any(
+            row.name == "low" for row in self.memory.rows(point.address, point.size)
+        ):
+            raise ValueError("the host itself writes there, and a guard would stop it, too")
         if point not in self.points:
             self.points.append(point)
 
@@ -134,6 +140,21 @@ class Control:
             return event
         frame = None if index in self.passing else self._unikernel.exception_frame()
         return event if frame is None else self._exception(index, event.data[0], frame)
+
+    def in_stub(self, index: int) -> bool:
+        """Tell whether a vCPU that stands still does so in the stub of a unikernel's exception, or on the way there."""
+        if self._unikernel is None:
+            return False
+        vcpu = self.vcpus[index]
+        if vcpu.regs.rip // PAGE * PAGE == abi.GUEST_SYSTEM_PAGE:
+            return True
+        events = ffi.new("struct kvm_vcpu_events *")
+        call_with(vcpu.fd, "KVM_GET_VCPU_EVENTS", events)
+        injected, _vector, _has_code, pending = bytes(ffi.buffer(events)[:4])
+        return bool(injected or pending)
+
+    def hurry(self, index: int) -> None:
+        """Have a vCPU that is `in_stub` do no more than one instruction of the program's, if it isn't."""
 
     def _exception(self, index: int, vector: int, frame: bytes) -> Stop | None:
         """A unikernel's stub has come to its port: put the vCPU back to where the exception was."""

@@ -14,7 +14,7 @@ from hostd.gdb.kvm_control import KvmControl
 from hostd.gdb.memory import GuestMemory
 from hostd.gdb.registers import Registers
 from hostd.gdb.stubs import StubControl
-from hostd.kvm import Exit, KvmError
+from hostd.kvm import Exit, Interrupted, KvmError
 from hostd.memory.translation import Paging
 from hostd.vmm.guest import Guest
 
@@ -117,12 +117,27 @@ class Debugger:
         self._guest.pause.wait_still()
         self._settle()
         for index in self._running:
+            self._leave_stub(index)
             self.control.disarm(index)
         self._running.clear()
         # Who ran into a breakpoint meanwhile will do so again; a write that was watched for is done.
         kept = [stop for stop in self.stops if isinstance(stop, dict) or "watch" in stop.reason]
         self.stops.clear()
         self.stops.extend(kept)
+
+    def _leave_stub(self, index: int) -> None:
+        """Let a unikernel's vCPU that was stopped inside the stub of an exception come to the stub's port.
+
+        There the exception is known for what it is; else a breakpoint that is removed meanwhile would be its end.
+        """
+        while self.control.in_stub(index) and index not in self._pending:
+            self.control.hurry(index)
+            event = self._guest.vcpus[index].run()
+            taken = self.control.take(index, event)
+            if isinstance(taken, Stop):
+                self.stops.append(taken)
+            elif taken is not None and not isinstance(taken, Interrupted):
+                self._pending[index] = taken
 
     def take_stop(self) -> Stop | Result | None:
         """Return what a vCPU stopped for first, if one did."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from hostd.boot._abi import lib as abi
 from hostd.gdb.abilities import Abilities
 from hostd.gdb.breakpoints import DEBUG_REGISTERS, Kind, Point, aligned, debug_registers
-from hostd.gdb.control import BREAKPOINT, SIGTRAP, Control, Stop
+from hostd.gdb.control import BREAKPOINT, PAGE, SIGTRAP, Control, Stop
 from hostd.gdb.memory import GuestMemory
 from hostd.kvm import Debug, Exit, Io
 from hostd.kvm._kvm import lib
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from hostd.kvm import Vcpu
     from hostd.vmm.guest import Guest
 
-PAGE = 4096
 DR6_STEP, DR6_POINTS = 1 << 14, 0b1111
 TRAP_PORT = 0xE7
 """nobody's on a PC"""

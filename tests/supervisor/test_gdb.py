@@ -20,6 +20,7 @@ from places import LIMIT, ROOT, Place, until
 
 from hostd import Host
 from hostd.control.client import ControlError
+from hostd.gdb.abilities import Abilities
 from hostd.host import BackgroundCluster
 
 LOTTERY = ROOT / "examples" / "lottery.c"
@@ -198,6 +199,9 @@ def test_a_second_debugger_is_told_and_a_dead_one_forgotten(place: Place) -> Non
             assert first.ask("?") == "T05thread:1;"
             code = first.ask("m100000,1")
             assert first.ask("Z0,100000,1") == "OK"
+            # The call page, where the host writes: it must not run into a guard of its own.
+            can = Abilities.found(3)
+            assert first.ask("Z2,1004,4") == ("OK" if can.steps and can.int3 and can.registers else "E0e")
             assert attached(cluster, "tally")
             done = subprocess.run(
                 command(f"{file.stem}/tally"), capture_output=True, text=True, timeout=LIMIT, check=False, cwd=ROOT
@@ -216,6 +220,16 @@ def test_a_second_debugger_is_told_and_a_dead_one_forgotten(place: Place) -> Non
             assert first.send("vCont;c") is None  # And it goes without a word.
         until(lambda: not attached(cluster, "tally"))
         assert cluster.guests["tally"].read(0x100000, 1).hex() == code
+        end_well(cluster)
+
+
+def test_a_debugger_may_go_at_any_moment(place: Place) -> None:
+    with running(place.file(CLUSTER)) as cluster:
+        for number in range(60):
+            with Raw(cluster.guests["tally"].debug()) as client:
+                assert client.ask("Z0,100000,1") == "OK"
+                client.send("vCont;c")
+                time.sleep(0.0001 * (number % 17))
         end_well(cluster)
 
 
