@@ -16,6 +16,8 @@ MIB = 1 << 20
 CLUSTER = """
 [region.board]
 file = "{board}"
+[region.made]
+size = "64KiB"
 [guest.grower]
 program = "{programs}/grower.c"
 memory = "4MiB"
@@ -119,6 +121,14 @@ def test_a_region_is_shared_with_a_guest_that_runs(place: Place, tmp_path: Path)
         until(lambda: board.read_bytes()[64:78] == b"from the guest")
         guest.unplug("board")
         assert state(guest) == "running"
+        made = guest.attach_region("made", access="ro")  # Its header and directory lie before its 64 KiB.
+        assert made["size"] > 64 << 10
+        until(lambda: has(guest, made["size"]))
+        row = next(row for row in guest.slots() if row["gpa"] == made["gpa"])
+        assert (row["backing"], row["access"]) == ("region", "ro")
+        magic = guest.read(made["gpa"], 8)
+        assert magic != bytes(8)
+        guest.unplug("made")
         with pytest.raises(ControlError, match="holder: has region board from its start on"):
             cluster.guests["holder"].attach_region("board")
         with pytest.raises(ControlError, match="has no region 'bored'"):
