@@ -62,12 +62,14 @@ class ClusterDirectory:
 
     # --- who may use it ----------------------------------------------------------------------------------------
 
-    def claim(self, longest_guest: str) -> None:
+    def claim(self, longest_socket: str) -> None:
         """Make the folder this process's own, for a new run; what a crashed run left in it is removed.
+
+        `longest_socket` is the longest of the names that guests' sockets will have there.
 
         Raises ClusterRunningError when the cluster runs, SupervisorError or OSError when the folder can't be made.
         """
-        for path in (self.socket(longest_guest), self.control):
+        for path in (self.guests / longest_socket, self.control):
             if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
                 raise SupervisorError(
                     f"{path}: is longer than a Unix socket's {SOCKET_PATH_LIMIT} bytes; "

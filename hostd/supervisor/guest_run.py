@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -101,6 +101,16 @@ class GuestRun:
             "memory": self.plan.group.memory,
             "networks": {name: port.describe() for name, port in self.plan.ports.items()},
         }
+
+
+def longest_socket(runs: Iterable[GuestRun]) -> str:
+    """Return the longest name that a socket of these guests has in their cluster's folder."""
+    names = []
+    for run in runs:
+        linux = run.plan.group.linux
+        own = ("agent", "console", *linux.ports) if linux is not None else ()
+        names += [f"{run.name}.{part}.sock" for part in ("gdb", *own)]
+    return max(names, key=len)
 
 
 def succeeded(result: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from hostd.supervisor import adoption, processes
 from hostd.supervisor.boots import Boot
 from hostd.supervisor.directory import ClusterDirectory
 from hostd.supervisor.fleet import Fleet
-from hostd.supervisor.guest_run import succeeded
+from hostd.supervisor.guest_run import longest_socket, succeeded
 from hostd.supervisor.link import WarmLink
 from hostd.supervisor.networks import Networks
 from hostd.supervisor.regions import Regions
@@ -69,7 +69,7 @@ class Supervisor:
         Raises ClusterRunningError, SupervisorError, ClusterFileError, shm.ShmError or OSError; call `close` then too.
         """
         raise_open_files()
-        await asyncio.to_thread(self.directory.claim, max(self.fleet.runs, key=len))
+        await asyncio.to_thread(self.directory.claim, longest_socket(self.fleet.runs.values()))
         self._claimed = True
         if not self.foreground:
             self.redirect_output()

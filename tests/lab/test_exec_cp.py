@@ -8,6 +8,7 @@ import pty
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,8 +56,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundClus
     folder = tmp_path_factory.mktemp("agents")
     file = folder / "agents.toml"
     file.write_text(CLUSTER)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOSTD_RUNTIME_DIR", str(folder / "runtime"))
+    # Not a folder of pytest's: a Unix socket's path has at most 107 bytes.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ht") as runtime:
+        patch.setenv("HOSTD_RUNTIME_DIR", runtime)
         with Host() as host:
             cluster = host.up(file)
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -74,19 +75,15 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundClus
     for name, channels in (("left", left), ("right", right)):
         text += LINUX.format(name=name, channels=channels, programs=PROGRAMS)
     file.write_text(text)
-    before = os.environ.get("HOSTD_RUNTIME_DIR")
-    os.environ["HOSTD_RUNTIME_DIR"] = str(folder / "runtime")
-    try:
+    # Not a folder of pytest's: a Unix socket's path has at most 107 bytes.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ht") as runtime:
+        patch.setenv("HOSTD_RUNTIME_DIR", runtime)
         with Host() as host:
             cluster = host.up(file)
             try:
                 yield cluster
             finally:
                 cluster.down()
-    finally:
-        os.environ.pop("HOSTD_RUNTIME_DIR")
-        if before is not None:
-            os.environ["HOSTD_RUNTIME_DIR"] = before
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +42,9 @@ date +%s; cat /root/mark; cat /proc/$(cat /root/pid)/comm
 @pytest.fixture(scope="module", autouse=True)
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("templates")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOSTD_RUNTIME_DIR", str(folder / "runtime"))
+    # Not a folder of pytest's: a Unix socket's path has at most 107 bytes.
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ht") as runtime:
+        patch.setenv("HOSTD_RUNTIME_DIR", runtime)
         patch.setenv("XDG_DATA_HOME", str(folder / "data"))
         yield folder
 
